@@ -1,0 +1,489 @@
+//! What can go wrong, one enum per operation.
+//!
+//! Every error of a call says whether the method ran ([`Executed`]): after a death or a time-out that is what
+//! the caller must know to decide between calling again and asking a human. A variant exists only where a caller would
+//! act differently on it; what merely explains goes into the sentence.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Whether the method of a failed call ran.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Executed {
+    /// It did not run and never will: calling again is safe.
+    No,
+    /// It may have run, to the end or in part: call again only what is harmless twice.
+    Unknown,
+    /// It ran to its end; only its answer is missing.
+    Yes,
+}
+
+impl fmt::Display for Executed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Executed::No => "the method did not run, so calling again is safe",
+            Executed::Unknown => "the method may have run",
+            Executed::Yes => "the method ran to its end",
+        })
+    }
+}
+
+/// Why a call has no result: the method's own error in [`App`](CallError::App), or what the bus has to report.
+///
+/// `E` is the error type of the method; a method that cannot fail has `Infallible` there, which makes its error a
+/// [`BusError`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CallError<E = Infallible> {
+    /// The method ran and returned this error.
+    App(E),
+    /// The process that published the object died before it answered.
+    OwnerDied {
+        /// Whether the method ran.
+        executed: Executed,
+    },
+    /// No answer came within the call's deadline.
+    DeadlineExceeded {
+        /// Whether the method ran, or still may.
+        executed: Executed,
+    },
+    /// The call was cancelled before it was answered.
+    Cancelled {
+        /// Whether the method ran.
+        executed: Executed,
+    },
+    /// A limit is reached now that may not be later: calls in flight, workers, a quota of this caller.
+    Overloaded {
+        /// Always `No`.
+        executed: Executed,
+    },
+    /// The encoded arguments (`executed: No`) or result (`executed: Yes`) exceed the configured maximum.
+    TooLarge {
+        /// The largest body allowed, in bytes.
+        limit: u64,
+        /// The size that was needed, in bytes; at least this much if encoding stopped early.
+        size: u64,
+        /// `No` for arguments, `Yes` for a result.
+        executed: Executed,
+    },
+    /// The arguments could not be encoded here, or not be decoded by the owner.
+    BadRequest {
+        /// What was wrong with them.
+        reason: String,
+        /// Always `No`.
+        executed: Executed,
+    },
+    /// The result could not be encoded by the owner, or not be decoded here.
+    BadResponse {
+        /// What was wrong with it.
+        reason: String,
+        /// Always `Yes`.
+        executed: Executed,
+    },
+    /// The object has no method of this name.
+    UnknownMethod {
+        /// The name called.
+        method: String,
+        /// Always `No`.
+        executed: Executed,
+    },
+    /// The object has a method of this name, built with other argument or result types.
+    SchemaMismatch {
+        /// The name called.
+        method: String,
+        /// The key of the method as this process was built.
+        ours: u64,
+        /// The key of the method as the owner was built.
+        theirs: u64,
+        /// Always `No`.
+        executed: Executed,
+    },
+    /// The method panicked, or the object is poisoned by an earlier panic (`executed: No`).
+    MethodPanicked {
+        /// The panic's message.
+        message: String,
+        /// `Unknown` for the call that panicked.
+        executed: Executed,
+    },
+    /// The object serves one call at a time and is itself waiting, through others, for this call.
+    WouldDeadlock {
+        /// Always `No`.
+        executed: Executed,
+    },
+    /// The peer broke the protocol; its connection was closed.
+    ProtocolViolation {
+        /// Whether the method ran.
+        executed: Executed,
+    },
+    /// The object was withdrawn before the call began.
+    Unpublished {
+        /// Whether the method ran.
+        executed: Executed,
+    },
+    /// Nobody publishes the name at present.
+    NotFound {
+        /// The name.
+        name: String,
+        /// Always `No`.
+        executed: Executed,
+    },
+    /// The access rules of the bus, the object or the method exclude this process.
+    PermissionDenied {
+        /// Always `No`.
+        executed: Executed,
+    },
+    /// The proxy was made before `fork` and used in the child; open the bus again there.
+    ForkedHandle {
+        /// Always `No`.
+        executed: Executed,
+    },
+    /// Memory for the arguments (`No`) or the result (`Yes`) would exceed the bus's limit.
+    NoMemory {
+        /// `No` for arguments, `Yes` for a result.
+        executed: Executed,
+    },
+    /// The object could not be reached, for a reason of the connection.
+    Unreachable {
+        /// Why connecting failed.
+        reason: Box<ConnectError>,
+        /// Always `No`.
+        executed: Executed,
+    },
+}
+
+/// An error of the bus alone, without any method's own error in it.
+pub type BusError = CallError<Infallible>;
+
+impl<E> CallError<E> {
+    /// Whether the method ran; an error of the method's own means that it did.
+    pub fn executed(&self) -> Executed {
+        match self {
+            CallError::App(_) => Executed::Yes,
+            CallError::OwnerDied { executed }
+            | CallError::DeadlineExceeded { executed }
+            | CallError::Cancelled { executed }
+            | CallError::Overloaded { executed }
+            | CallError::TooLarge { executed, .. }
+            | CallError::BadRequest { executed, .. }
+            | CallError::BadResponse { executed, .. }
+            | CallError::UnknownMethod { executed, .. }
+            | CallError::SchemaMismatch { executed, .. }
+            | CallError::MethodPanicked { executed, .. }
+            | CallError::WouldDeadlock { executed }
+            | CallError::ProtocolViolation { executed }
+            | CallError::Unpublished { executed }
+            | CallError::NotFound { executed, .. }
+            | CallError::PermissionDenied { executed }
+            | CallError::ForkedHandle { executed }
+            | CallError::NoMemory { executed }
+            | CallError::Unreachable { executed, .. } => *executed,
+        }
+    }
+
+    /// Turns the method's own error into another, leaving the bus's errors as they are.
+    pub fn map_app<F>(self, f: impl FnOnce(E) -> F) -> CallError<F> {
+        match self {
+            CallError::App(e) => CallError::App(f(e)),
+            CallError::OwnerDied { executed } => CallError::OwnerDied { executed },
+            CallError::DeadlineExceeded { executed } => CallError::DeadlineExceeded { executed },
+            CallError::Cancelled { executed } => CallError::Cancelled { executed },
+            CallError::Overloaded { executed } => CallError::Overloaded { executed },
+            CallError::TooLarge { limit, size, executed } => CallError::TooLarge { limit, size, executed },
+            CallError::BadRequest { reason, executed } => CallError::BadRequest { reason, executed },
+            CallError::BadResponse { reason, executed } => CallError::BadResponse { reason, executed },
+            CallError::UnknownMethod { method, executed } => CallError::UnknownMethod { method, executed },
+            CallError::SchemaMismatch { method, ours, theirs, executed } => {
+                CallError::SchemaMismatch { method, ours, theirs, executed }
+            }
+            CallError::MethodPanicked { message, executed } => {
+                CallError::MethodPanicked { message, executed }
+            }
+            CallError::WouldDeadlock { executed } => CallError::WouldDeadlock { executed },
+            CallError::ProtocolViolation { executed } => CallError::ProtocolViolation { executed },
+            CallError::Unpublished { executed } => CallError::Unpublished { executed },
+            CallError::NotFound { name, executed } => CallError::NotFound { name, executed },
+            CallError::PermissionDenied { executed } => CallError::PermissionDenied { executed },
+            CallError::ForkedHandle { executed } => CallError::ForkedHandle { executed },
+            CallError::NoMemory { executed } => CallError::NoMemory { executed },
+            CallError::Unreachable { reason, executed } => CallError::Unreachable { reason, executed },
+        }
+    }
+
+    /// Splits into the method's own error (`Ok`) and the bus's (`Err`).
+    pub fn into_app(self) -> Result<E, BusError> {
+        match self {
+            CallError::App(e) => Ok(e),
+            bus => Err(bus.map_app(|_| unreachable!("the variant App is handled above"))),
+        }
+    }
+}
+
+impl BusError {
+    /// The same error as that of a method with error type `E`.
+    pub fn widen<E>(self) -> CallError<E> {
+        self.map_app(|never| match never {})
+    }
+}
+
+impl<E: fmt::Display> fmt::Display for CallError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CallError::App(e) => e.fmt(f),
+            CallError::OwnerDied { executed } => {
+                write!(f, "the process that published the object died before it answered; {executed}")
+            }
+            CallError::DeadlineExceeded { executed } => {
+                write!(f, "no answer came before the deadline; {executed}")
+            }
+            CallError::Cancelled { executed } => write!(f, "the call was cancelled; {executed}"),
+            CallError::Overloaded { executed } => {
+                write!(f, "too many calls are in flight for this caller's limit; {executed}")
+            }
+            CallError::TooLarge { limit, size, executed: Executed::Yes } => write!(
+                f,
+                "the result needs {size} bytes and the bus allows {limit}; the method ran, so raise the owner's limit or return less"
+            ),
+            CallError::TooLarge { limit, size, executed } => write!(
+                f,
+                "the arguments need {size} bytes and the bus allows {limit}; raise the limit or send less; {executed}"
+            ),
+            CallError::BadRequest { reason, executed } => {
+                write!(f, "the arguments cannot be sent: {reason}; {executed}")
+            }
+            CallError::BadResponse { reason, executed } => {
+                write!(f, "the result cannot be read: {reason}; {executed}")
+            }
+            CallError::UnknownMethod { method, executed } => {
+                write!(f, "the object has no method `{method}`; {executed}")
+            }
+            CallError::SchemaMismatch { method, ours, theirs, executed } => write!(
+                f,
+                "`{method}` was built with other types here (key {ours:016x}) than in the owner (key {theirs:016x}): build both from the same definitions; {executed}"
+            ),
+            CallError::MethodPanicked { message, executed: Executed::No } => {
+                write!(f, "the object is poisoned by an earlier panic ({message}); the method did not run")
+            }
+            CallError::MethodPanicked { message, executed } => {
+                write!(f, "the method panicked: {message}; {executed}")
+            }
+            CallError::WouldDeadlock { executed } => write!(
+                f,
+                "the object serves one call at a time and is waiting, through others, for this one; {executed}"
+            ),
+            CallError::ProtocolViolation { executed } => {
+                write!(f, "the other process broke the protocol and its connection was closed; {executed}")
+            }
+            CallError::Unpublished { executed } => write!(f, "the object was withdrawn; {executed}"),
+            CallError::NotFound { name, executed } => {
+                write!(f, "nobody publishes `{name}` at present; {executed}")
+            }
+            CallError::PermissionDenied { executed } => {
+                write!(f, "the object's access rules exclude this process; {executed}")
+            }
+            CallError::ForkedHandle { executed } => {
+                write!(f, "this proxy was made before fork(); open the bus again in the child; {executed}")
+            }
+            CallError::NoMemory { executed: Executed::Yes } => {
+                f.write_str("the result does not fit the owner's memory limit; the method ran")
+            }
+            CallError::NoMemory { executed } => {
+                write!(f, "the arguments do not fit this bus's memory limit; {executed}")
+            }
+            CallError::Unreachable { reason, executed } => {
+                write!(f, "the object cannot be reached: {reason}; {executed}")
+            }
+        }
+    }
+}
+
+impl<E: fmt::Debug + fmt::Display> std::error::Error for CallError<E> {}
+
+/// Why a name could not be connected to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// Nobody publishes the name.
+    NotFound {
+        /// The name.
+        name: String,
+    },
+    /// A process of another user answers under this name.
+    WrongOwnerUid {
+        /// That user's id.
+        uid: u32,
+    },
+    /// The owner does not admit this user.
+    PermissionDenied,
+    /// The two sides speak different versions of the protocol.
+    VersionMismatch {
+        /// This side's version.
+        ours: u32,
+        /// The other side's version.
+        theirs: u32,
+    },
+    /// The owner's limit of callers is reached.
+    TooManyCallers,
+    /// The owner did not answer the handshake in time.
+    HandshakeTimeout {
+        /// How long this side waited.
+        after: Duration,
+    },
+    /// What the peer passed is not the sealed memory that was agreed on.
+    BadSegment {
+        /// What was wrong.
+        reason: &'static str,
+    },
+    /// This process or the system has no file descriptors left.
+    NoFds,
+    /// No memory for the connection.
+    NoMemory,
+    /// The name is not a valid one.
+    NameInvalid {
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The bus was opened before `fork` and used in the child; open it again there.
+    ForkedHandle,
+    /// The bus was closed in this process.
+    Closed,
+    /// The run-time directory cannot be trusted or used.
+    RuntimeDirUnsafe {
+        /// Which directory, and what is wrong with it.
+        reason: String,
+    },
+    /// The system refused in a way that no other variant names.
+    System {
+        /// The operation and the system's word for the error.
+        reason: String,
+    },
+}
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ConnectError::NotFound { name } => write!(
+                f,
+                "nobody publishes `{name}`: start the process that does, or wait for it with wait_for"
+            ),
+            ConnectError::WrongOwnerUid { uid } => write!(
+                f,
+                "the name is served by user {uid}, not by the user expected; nothing was shared with it"
+            ),
+            ConnectError::PermissionDenied => f.write_str("the owner does not admit this user"),
+            ConnectError::VersionMismatch { ours, theirs } => write!(
+                f,
+                "the owner speaks protocol version {theirs}, this process {ours}: build both with the same objbus"
+            ),
+            ConnectError::TooManyCallers => f.write_str("the owner's limit of callers is reached"),
+            ConnectError::HandshakeTimeout { after } => {
+                write!(f, "the owner did not answer within {after:?}: it may be stopped or overloaded")
+            }
+            ConnectError::BadSegment { reason } => {
+                write!(f, "the peer passed memory that cannot be trusted: {reason}")
+            }
+            ConnectError::NoFds => f.write_str("no file descriptors are left: raise the limit (ulimit -n)"),
+            ConnectError::NoMemory => f.write_str("no memory is left for a connection"),
+            ConnectError::NameInvalid { reason } => write!(f, "the name is not valid: {reason}"),
+            ConnectError::ForkedHandle => {
+                f.write_str("the bus was opened before fork(); open it again in the child")
+            }
+            ConnectError::Closed => f.write_str("the bus was closed in this process; open it again"),
+            ConnectError::RuntimeDirUnsafe { reason } | ConnectError::System { reason } => {
+                f.write_str(reason)
+            }
+        }
+    }
+}
+
+impl std::error::Error for ConnectError {}
+
+/// Why an object could not be published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PublishError {
+    /// Another process, or this one, publishes the name already.
+    AlreadyPublished {
+        /// The publisher's process id, 0 if it lies outside this pid namespace.
+        pid: u32,
+    },
+    /// The run-time directory cannot be trusted or used.
+    RuntimeDirUnsafe {
+        /// Which directory, and what is wrong with it.
+        reason: String,
+    },
+    /// The name is not a valid one.
+    NameInvalid {
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The directory does not let this process bind names in it, or the present owner does not let it replace one.
+    PermissionDenied,
+    /// No file descriptors are left.
+    NoFds,
+    /// No memory is left.
+    NoMemory,
+    /// The object is not publishable: two of its methods share a name, or it has too many.
+    BadObject {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The bus was opened before `fork` and used in the child; open it again there.
+    ForkedHandle,
+    /// The bus was closed in this process.
+    Closed,
+    /// The system refused in a way that no other variant names.
+    System {
+        /// The operation and the system's word for the error.
+        reason: String,
+    },
+}
+
+impl fmt::Display for PublishError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PublishError::AlreadyPublished { pid } => write!(
+                f,
+                "process {pid} publishes this name already: choose another name, or take it over with replace()"
+            ),
+            PublishError::RuntimeDirUnsafe { reason } | PublishError::System { reason } => {
+                f.write_str(reason)
+            }
+            PublishError::NameInvalid { reason } => write!(f, "the name is not valid: {reason}"),
+            PublishError::PermissionDenied => f.write_str("this process may not publish the name"),
+            PublishError::NoFds => f.write_str("no file descriptors are left: raise the limit (ulimit -n)"),
+            PublishError::NoMemory => f.write_str("no memory is left to publish an object"),
+            PublishError::BadObject { reason } => write!(f, "the object cannot be published: {reason}"),
+            PublishError::ForkedHandle => {
+                f.write_str("the bus was opened before fork(); open it again in the child")
+            }
+            PublishError::Closed => f.write_str("the bus was closed in this process; open it again"),
+        }
+    }
+}
+
+impl std::error::Error for PublishError {}
+
+/// An error that could not travel as itself: its kind, its message and what caused it.
+///
+/// Methods that return `anyhow::Error`, `Box<dyn Error>` or `std::io::Error` have this type on the caller's side.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteError {
+    /// The name of the error's type as the owner knows it.
+    pub kind: String,
+    /// The error's own sentence.
+    pub message: String,
+    /// The sentences of the errors behind it, outermost first.
+    pub sources: Vec<String>,
+}
+
+impl fmt::Display for RemoteError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        self.sources.iter().try_for_each(|source| write!(f, ": {source}"))
+    }
+}
+
+impl std::error::Error for RemoteError {}
