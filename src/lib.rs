@@ -2,5 +2,7 @@
 #![warn(missing_docs)]
 
 mod error;
+#[allow(dead_code)]
+mod sys;
 
 pub use error::{BusError, CallError, ConnectError, Executed, PublishError, RemoteError};
