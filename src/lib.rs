@@ -2,6 +2,8 @@
 #![warn(missing_docs)]
 
 mod error;
+#[allow(dead_code, unused_imports)]
+mod names;
 #[allow(dead_code)]
 mod sys;
 

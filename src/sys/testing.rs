@@ -10,7 +10,8 @@ pub(crate) fn fork(f: impl FnOnce() -> i32) -> libc::pid_t {
     run_if_child(pid, f)
 }
 
-/// A child made by the system call itself, so that no `pthread_atfork` handler runs.
+/// A child made by the system call itself, so that no `pthread_atfork` handler runs. libc's locks may be held in it for
+/// ever: `f` keeps to system calls and atomics.
 pub(crate) fn raw_clone(f: impl FnOnce() -> i32) -> libc::pid_t {
     // SAFETY: flags without CLONE_VM give the child its own memory, and a null stack means the present one.
     let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
