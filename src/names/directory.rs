@@ -120,6 +120,14 @@ impl Directory {
         self.0.fd.is_inherited()
     }
 
+    /// Whether its path still leads to it: not removed, moved or replaced, as by who cleans /tmp. If not, others meet
+    /// elsewhere, and the bus must be opened again.
+    pub(crate) fn is_current(&self) -> bool {
+        let here = rustix::fs::fstat(&self.0.fd);
+        let there = rustix::fs::lstat(&self.0.path);
+        matches!((here, there), (Ok(a), Ok(b)) if (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))
+    }
+
     pub(super) fn fd(&self) -> &Fd {
         &self.0.fd
     }

@@ -1,4 +1,7 @@
 //! Tells when names come and go, so that waiting for a name needs no polling.
+//!
+//! It cannot tell that the directory was removed: the kernel says so only when nobody holds the directory open, as
+//! [`Directory`] does. [`Directory::is_current`] is the question to ask.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,8 +20,6 @@ pub(crate) enum Change {
     Name(Name),
     /// More happened than the kernel kept: look at every name of interest.
     Everything,
-    /// The directory itself is gone.
-    DirectoryGone,
 }
 
 /// A watch on a directory of names; its descriptor is readable when there is something to drain.
@@ -36,7 +37,6 @@ impl NameWatch {
             | WatchFlags::DELETE
             | WatchFlags::MOVED_TO
             | WatchFlags::MOVED_FROM
-            | WatchFlags::DELETE_SELF
             | WatchFlags::ONLYDIR;
         inotify::add_watch(&fd, directory.path_of("."), flags).ok()?;
         Some(NameWatch(fd))
@@ -64,9 +64,6 @@ impl NameWatch {
 fn change(event: &Event<'_>) -> Option<Change> {
     if event.events().contains(ReadFlags::QUEUE_OVERFLOW) {
         return Some(Change::Everything);
-    }
-    if event.events().intersects(ReadFlags::DELETE_SELF | ReadFlags::IGNORED) {
-        return Some(Change::DirectoryGone);
     }
     Name::new(event.file_name()?.to_str().ok()?).ok().map(Change::Name)
 }
