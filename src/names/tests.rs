@@ -323,6 +323,32 @@ fn directories_of_strangers_are_refused_unless_expected() {
 }
 
 #[test]
+fn another_user_can_call_on_a_shared_bus_but_not_publish() {
+    if !rustix::process::geteuid().is_root() {
+        return; // Only root can become another user.
+    }
+    let scratch = Scratch::new();
+    fs::set_permissions(&scratch.0, fs::Permissions::from_mode(0o711)).unwrap();
+    let path = scratch.0.join("shared");
+    let bound = Directory::shared(&path, None).unwrap().bind(&name()).unwrap();
+    let stranger = fork(|| {
+        // SAFETY: this child has one thread; the system call changes its user alone.
+        assert_eq!(unsafe { libc::setuid(12_345) }, 0);
+        let directory = Directory::shared(&path, Some(0)).unwrap();
+        let called = directory.connect(&name(), soon()).is_ok();
+        let taken = matches!(directory.bind(&name()), Err(PublishError::AlreadyPublished { .. }));
+        let other = Name::new("other").unwrap();
+        let refused = directory.bind(&other).err() == Some(PublishError::PermissionDenied);
+        let blind = directory.list().is_empty() && NameWatch::new(&directory).is_none();
+        i32::from(!(called && taken && refused && blind))
+    });
+    assert_eq!(child_status(stranger), 0);
+    let callers = std::iter::from_fn(|| socket::accept(&bound.listener).ok());
+    let uids: Vec<_> = callers.map(|fd| socket::peer_credentials(&fd).unwrap().uid).collect();
+    assert_eq!(uids, [12_345, 12_345], "the call and the probe");
+}
+
+#[test]
 fn modes_are_those_of_the_kind_of_bus() {
     let scratch = Scratch::new();
     let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
