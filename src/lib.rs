@@ -4,5 +4,7 @@
 #[allow(dead_code)]
 mod blob;
 mod error;
+#[allow(dead_code)]
+mod sys;
 
 pub use error::{BusError, CallError, ConnectError, Executed, PublishError, RemoteError};
