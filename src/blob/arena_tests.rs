@@ -180,6 +180,17 @@ fn parked_chunks_grow_together_before_new_memory_is_made() {
 }
 
 #[test]
+fn what_is_parked_is_bounded_in_each_class_and_in_all() {
+    let (arena, _) = arena(64 * MIB);
+    let sizes = [4 * KIB, 120 * KIB, 100 * KIB, 90 * KIB];
+    let bursts = sizes.map(|len| (0..40).map(|_| arena.alloc(len, 64).unwrap()).collect::<Vec<_>>());
+    for burst in bursts {
+        drop(burst);
+        arena.assert_invariants();
+    }
+}
+
+#[test]
 fn idle_bytes_are_bounded_too_and_the_oldest_go_first() {
     let (arena, limit) = arena(256 * MIB);
     let chunks: Vec<_> = (0..10).map(|_| arena.alloc(8 * MIB, 64).unwrap()).collect();

@@ -8,7 +8,7 @@ use crate::sys::memfd::{self, Mapping};
 
 use super::limit::{Charge, MemoryLimit, NoMemory};
 
-/// The name in /proc/<pid>/maps and /proc/<pid>/fd, for whoever asks where the memory went.
+/// The name in `/proc/<pid>/maps` and `/proc/<pid>/fd`, for whoever asks where the memory went.
 const NAME: &str = "objbus-arena";
 
 #[derive(Debug)]
