@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NoMemory;
 
-/// The limit assumed when the system does not tell its memory (no /proc): 512 MiB are found on any machine that
-/// runs a bus, and a builder's explicit limit overrides it.
+/// The memory assumed, in bytes, where the system does not tell (no /proc): half of it is found on any machine that runs
+/// a bus, and a builder's explicit limit overrides it.
 const UNKNOWN_MEMORY: u64 = 1 << 30;
 
 /// A number of bytes that all who hold a clone of it may take together.
