@@ -1,6 +1,8 @@
 //! A shared-memory object bus for Linux.
 #![warn(missing_docs)]
 
+#[allow(dead_code)]
+mod blob;
 mod error;
 #[allow(dead_code, unused_imports)]
 mod names;

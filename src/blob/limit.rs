@@ -1,0 +1,169 @@
+//! How many bytes of shared memory a bus may have made.
+//!
+//! A limit of our own, because the kernel's is deadly: shared memory is charged to the memory cgroup, and at the
+//! cgroup's limit the kernel kills instead of failing an allocation.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The limit, or the system, leaves no room for what was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NoMemory;
+
+/// The memory assumed, in bytes, where the system does not tell (no /proc): half of it is found on any machine that runs
+/// a bus, and a builder's explicit limit overrides it.
+const UNKNOWN_MEMORY: u64 = 1 << 30;
+
+/// A number of bytes that all who hold a clone of it may take together.
+#[derive(Clone, Debug)]
+pub(crate) struct MemoryLimit(Arc<Account>);
+
+#[derive(Debug)]
+struct Account {
+    limit: u64,
+    /// At most `limit`.
+    charged: AtomicU64,
+}
+
+impl MemoryLimit {
+    pub(crate) fn new(bytes: u64) -> MemoryLimit {
+        MemoryLimit(Arc::new(Account { limit: bytes, charged: AtomicU64::new(0) }))
+    }
+
+    /// Half of the memory that this process may use: of the machine's, or of its cgroup's if that is less.
+    pub(crate) fn of_this_system() -> MemoryLimit {
+        let cgroups = cgroup_limit(Path::new("/proc/self/cgroup"), Path::new("/sys/fs/cgroup"));
+        let memory = machine_memory(Path::new("/proc/meminfo")).unwrap_or(UNKNOWN_MEMORY);
+        MemoryLimit::new(cgroups.map_or(memory, |limit| limit.min(memory)) / 2)
+    }
+
+    pub(crate) fn limit(&self) -> u64 {
+        self.0.limit
+    }
+
+    pub(crate) fn charged(&self) -> u64 {
+        self.0.charged.load(Ordering::Relaxed)
+    }
+
+    /// Takes `bytes` until the charge is dropped.
+    ///
+    /// Relaxed: the number guards nothing but itself, and no update of one word is ever lost.
+    pub(crate) fn charge(&self, bytes: u64) -> Result<Charge, NoMemory> {
+        self.0
+            .charged
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |charged| {
+                charged.checked_add(bytes).filter(|&sum| sum <= self.0.limit)
+            })
+            .map_err(|_| NoMemory)?;
+        Ok(Charge { account: Arc::clone(&self.0), bytes })
+    }
+}
+
+/// Bytes taken from a [`MemoryLimit`], given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Charge {
+    account: Arc<Account>,
+    bytes: u64,
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.account.charged.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+fn machine_memory(meminfo: &Path) -> Option<u64> {
+    let text = std::fs::read_to_string(meminfo).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// The lowest memory limit of the cgroups above this process, of either version, mounted at the usual place.
+fn cgroup_limit(membership: &Path, mount: &Path) -> Option<u64> {
+    let text = std::fs::read_to_string(membership).ok()?;
+    text.lines().filter_map(|line| limit_of_membership(line, mount)).min()
+}
+
+/// The limit named by one line `hierarchy:controllers:/path` of /proc/self/cgroup.
+fn limit_of_membership(line: &str, mount: &Path) -> Option<u64> {
+    let mut fields = line.splitn(3, ':').skip(1);
+    let (controllers, path) = (fields.next()?, fields.next()?.trim_start_matches('/'));
+    if controllers.is_empty() {
+        return lowest_on_the_way_up(mount, path, "memory.max");
+    }
+    let is_memory = controllers.split(',').any(|controller| controller == "memory");
+    is_memory.then(|| lowest_on_the_way_up(&mount.join("memory"), path, "memory.limit_in_bytes"))?
+}
+
+/// A group's limit binds all groups below it. A container sees its own group as the root of the mount, so a
+/// directory that is missing here is passed over, not an end.
+fn lowest_on_the_way_up(mount: &Path, path: &str, file: &str) -> Option<u64> {
+    let group: PathBuf = mount.join(path);
+    let groups = group.ancestors().take_while(|group| group.starts_with(mount));
+    groups.filter_map(|group| std::fs::read_to_string(group.join(file)).ok()?.trim().parse().ok()).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn charges_stop_at_the_limit_and_come_back() {
+        let limit = MemoryLimit::new(100);
+        let sixty = limit.charge(60).unwrap();
+        let forty = limit.clone().charge(40).unwrap();
+        assert_eq!(limit.charge(1).unwrap_err(), NoMemory);
+        assert_eq!(limit.charge(u64::MAX).unwrap_err(), NoMemory, "the sum must not wrap");
+        drop(sixty);
+        assert_eq!(limit.charged(), 40);
+        drop(forty);
+        assert!(limit.charge(100).is_ok());
+    }
+
+    #[test]
+    fn the_default_is_at_most_half_of_the_machine() {
+        let memory = machine_memory(Path::new("/proc/meminfo")).unwrap();
+        let limit = MemoryLimit::of_this_system().limit();
+        assert!(limit > 0 && limit <= memory / 2, "{limit} of {memory}");
+    }
+
+    fn tree(name: &str, files: &[(&str, &str)]) -> PathBuf {
+        let root = std::env::temp_dir().join(format!("objbus-limit-{name}-{}", std::process::id()));
+        for (path, text) in files {
+            let path = root.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn the_lowest_group_on_the_way_up_counts_in_either_version() {
+        let v2 = tree(
+            "v2",
+            &[
+                ("self", "0::/user/app\n"),
+                ("mount/memory.max", "9000\n"),
+                ("mount/user/memory.max", "3000\n"),
+                ("mount/user/app/memory.max", "max\n"),
+            ],
+        );
+        assert_eq!(cgroup_limit(&v2.join("self"), &v2.join("mount")), Some(3000));
+
+        let v1 = tree(
+            "v1",
+            &[
+                ("self", "4:cpu,memory:/docker/abc\n3:pids:/docker/abc\n0::/\n"),
+                ("mount/memory/memory.limit_in_bytes", "5000\n"),
+                ("mount/pids/docker/abc/memory.max", "1\n"),
+            ],
+        );
+        assert_eq!(cgroup_limit(&v1.join("self"), &v1.join("mount")), Some(5000));
+        assert_eq!(cgroup_limit(&v1.join("nowhere"), &v1.join("mount")), None);
+        for root in [v2, v1] {
+            std::fs::remove_dir_all(root).unwrap();
+        }
+    }
+}
