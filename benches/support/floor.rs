@@ -94,7 +94,7 @@ pub struct Floors {
     placement: Placement,
     page: Shared<Page>,
     socket: OwnedFd,
-    _peer: Peer,
+    peer: Peer,
 }
 
 impl Floors {
@@ -106,7 +106,7 @@ impl Floors {
             .expect("a pair of connected sockets");
         let arguments = [fd_argument(page.fd()), fd_argument(&theirs)];
         let peer = Peer::start(placement, ROLE, &arguments, &[page.fd(), &theirs]);
-        Floors { placement, page, socket, _peer: peer }
+        Floors { placement, page, socket, peer }
     }
 
     /// The side that measures `floor`.
@@ -114,6 +114,11 @@ impl Floors {
         let sensible = self.placement == Placement::TwoCpus || !floor.spins();
         assert!(sensible, "two spinning processes on one CPU measure the scheduler, not the machine");
         FloorSide { floors: self, floor }
+    }
+
+    /// The peer's process id.
+    pub fn peer_pid(&self) -> u32 {
+        self.peer.pid()
     }
 
     /// One turn of the peer around `work`.

@@ -72,6 +72,13 @@ impl Suite {
         }
     }
 
+    /// A line for the reader beside the table.
+    pub fn note(&self, line: &str) {
+        if self.report.is_some() {
+            println!("{line}");
+        }
+    }
+
     /// Records `side` under `group` in criterion's history, with plots in `target/criterion`.
     pub fn record(&mut self, group: &str, placement: Placement, side: &mut impl Side) {
         if self.effort == Effort::Quick {

@@ -124,22 +124,14 @@ fn docs() -> Result<(), String> {
 
 /// In a target directory of its own: the flag changes how every crate is built.
 fn loom() -> Result<(), String> {
-    let mut command = cargo(&[
-        "test",
-        "--package",
-        "objbus",
-        "--release",
-        "--lib",
-        "--target-dir",
-        "target/loom",
-        "ring::models",
-    ]);
+    let words = "test --package objbus --lib --profile loom --target-dir target/loom ring::models";
+    let mut command = cargo(&words.split(' ').collect::<Vec<_>>());
     command.env("RUSTFLAGS", "--cfg loom");
     execute(command)
 }
 
 fn benches() -> Result<(), String> {
-    execute(cargo(&["bench", "--no-run"]))
+    execute(cargo(&["bench", "--package", "objbus", "--no-run"]))
 }
 
 /// Runs `command`, saying what it is; its output goes straight to ours.
