@@ -11,7 +11,7 @@ mod wire;
 
 pub use error::{BusError, CallError, ConnectError, Executed, PublishError, RemoteError};
 pub use objbus_macros::{Type, interface, object};
-pub use object::{Interface, MethodTable, Object, Proxy};
+pub use object::{Callable, FallibleCallable, Interface, MethodTable, Object, Proxy};
 pub use proxy::{Call, Handle};
 pub use wire::describe::{Description, MethodDescription};
 pub use wire::errors::{MethodResult, OwnError, WireError};

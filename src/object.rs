@@ -18,6 +18,8 @@ pub(crate) use table::{Handler, Method, Signature};
 pub use table::{MethodSpec, MethodTable, index_of};
 
 #[cfg(test)]
+mod allocations;
+#[cfg(test)]
 mod tests;
 
 use crate::proxy::Handle;

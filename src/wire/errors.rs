@@ -120,10 +120,20 @@ impl<T, E: WireError> MethodResult for Result<T, E> {
     }
 }
 
+/// An error that a bus error can become; what the macro of interfaces asks for, so that its absence reads as a sentence.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` has no place for the errors of the bus",
+    label = "the error of an interface's method must be `From<objbus::BusError>`",
+    note = "write `impl From<objbus::BusError> for {Self}`, because a call may fail on its way"
+)]
+pub trait InterfaceError: From<BusError> {}
+
+#[diagnostic::do_not_recommend]
+impl<E: From<BusError>> InterfaceError for E {}
+
 /// The result of an interface's method: bus errors become the method's own error type.
-#[doc(hidden)]
 #[inline]
-pub fn settle<T, E: From<BusError> + From<W>, W>(result: Result<T, CallError<W>>) -> Result<T, E> {
+pub fn settle<T, E: InterfaceError + From<W>, W>(result: Result<T, CallError<W>>) -> Result<T, E> {
     result.map_err(|error| match error.into_app() {
         Ok(own) => E::from(own),
         Err(bus) => E::from(bus),

@@ -128,6 +128,7 @@ fn row_11_depth_ends_before_the_stack_does() {
 #[test]
 fn row_11_elements_are_charged_as_they_will_be_in_memory() {
     #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    #[allow(clippy::large_enum_variant)]
     enum Fat {
         Thin,
         Thick([u64; 32], [u64; 32]),

@@ -7,7 +7,7 @@ use syn::{
     Error, Ident, ItemTrait, Result, ReturnType, Signature, TraitItem, TraitItemFn, parse_quote_spanned,
 };
 
-use crate::method::{Marks, Method, Returns, Takes, all, docs};
+use crate::method::{Marks, Method, Takes, all, docs};
 use crate::object::declare;
 use crate::travel;
 
@@ -37,8 +37,7 @@ fn generate(definition: &mut ItemTrait) -> Result<TokenStream> {
     }
     let object = object(definition, &methods);
     let proxy = proxy(definition, &methods);
-    let checks = methods.iter().map(|declared| check_error(&declared.method));
-    Ok(quote!(#object #proxy #(#checks)*))
+    Ok(quote!(#object #proxy))
 }
 
 /// A method as the bus and as the trait see it.
@@ -81,14 +80,14 @@ impl Declared {
 }
 
 fn check_result(method: &Method, signature: &Signature) -> Result<()> {
-    let Returns::Result { written, .. } = &method.returns else {
+    if !method.returns.is_result() {
         let spot = match &signature.output {
             ReturnType::Default => signature.ident.span(),
             ReturnType::Type(_, output) => output.span(),
         };
         return Err(Error::new(spot, MUST_RETURN));
-    };
-    let borrowed = written.as_ref().filter(|written| travel::borrows(written));
+    }
+    let borrowed = method.returns.written.as_ref().filter(|written| travel::borrows(written));
     borrowed.map_or(Ok(()), |written| {
         Err(Error::new(
             written.span(),
@@ -103,19 +102,6 @@ fn make_future(signature: &mut Signature) {
     if let ReturnType::Type(_, output) = &mut signature.output {
         **output = parse_quote_spanned! {keyword.span=>
             impl ::core::future::Future<Output = #output> + ::core::marker::Send
-        };
-    }
-}
-
-/// Fails to compile, at the error's type, when a bus error cannot become the method's.
-fn check_error(method: &Method) -> TokenStream {
-    let Returns::Result { error: Some(error), .. } = &method.returns else { return TokenStream::new() };
-    let cfgs = method.cfgs();
-    quote_spanned! {error.span()=>
-        #(#cfgs)*
-        const _: () = {
-            const fn the_error_of_an_interface_is_from_bus_error<E: ::core::convert::From<::objbus::BusError>>() {}
-            the_error_of_an_interface_is_from_bus_error::<#error>()
         };
     }
 }
@@ -179,13 +165,16 @@ fn proxy(definition: &ItemTrait, methods: &[Declared]) -> TokenStream {
 fn function(Declared { method, signature }: &Declared) -> TokenStream {
     let cfgs = method.cfgs();
     let call = method.call(&quote!(Self::OBJBUS_METHODS));
+    // At the error's type, where the compiler then says that it has no place for a bus error.
+    let spot = method.returns.error_span();
     let body = if method.is_async {
+        let settle = quote_spanned!(spot=> ::objbus::__private::settle(call.await));
         quote! {
             let call = #call;
-            async move { ::objbus::__private::settle(call.await) }
+            async move { #settle }
         }
     } else {
-        quote!(::objbus::__private::settle(#call.wait()))
+        quote_spanned!(spot=> ::objbus::__private::settle(#call.wait()))
     };
     quote! {
         #(#cfgs)*

@@ -1,7 +1,7 @@
 //! One method as callers see it: its signature, taken from the tokens or refused at the spot.
 
-use proc_macro2::{Ident, TokenStream};
-use quote::{format_ident, quote};
+use proc_macro2::{Ident, Span, TokenStream};
+use quote::{format_ident, quote, quote_spanned};
 use syn::ext::IdentExt;
 use syn::spanned::Spanned;
 use syn::visit_mut::{self, VisitMut};
@@ -63,20 +63,13 @@ pub(crate) struct Argument {
 }
 
 /// What a method returns.
-pub(crate) enum Returns {
-    /// A value; `()` if nothing is written.
-    Value { written: Type, owned: Type },
-    /// A value or an error of the method's own.
-    Result {
-        /// The value as written, if the macro can see it.
-        written: Option<Type>,
-        /// The value as the caller gets it.
-        owned: Type,
-        /// The error as written, if the macro can see it.
-        error: Option<Type>,
-        /// The error as it travels.
-        wire_error: Type,
-    },
+pub(crate) struct Returns {
+    /// The value as written (`()` if nothing is), unless an alias of `Result` hides it.
+    pub(crate) written: Option<Type>,
+    /// The value as the caller gets it.
+    owned: Type,
+    /// The error as it travels, of a method that returns a `Result`; it carries the span of the error as written.
+    wire_error: Option<Type>,
 }
 
 impl Method {
@@ -219,30 +212,37 @@ impl Returns {
         };
         let Some(arguments) = travel::arguments_of(&written, "Result") else {
             let owned = travel::owned(&written)?;
-            return Ok(Returns::Value { written, owned });
+            return Ok(Returns { written: Some(written), owned, wire_error: None });
         };
-        if let [value, error] = arguments.as_slice() {
-            let (value, error) = ((*value).clone(), travel::in_constant(error));
-            let wire_error = syn::parse_quote_spanned!(error.span()=> <#error as ::objbus::WireError>::Wire);
-            let owned = travel::owned(&value)?;
-            return Ok(Returns::Result { written: Some(value), owned, error: Some(error), wire_error });
-        }
-        let whole = travel::owned(&written)?;
-        let wire_error = syn::parse_quote_spanned!(written.span()=> <#whole as ::objbus::MethodResult>::Err);
+        let projected = |name: TokenStream| -> Result<Type> {
+            let whole = travel::owned(&written)?;
+            Ok(syn::parse_quote_spanned!(written.span()=> <#whole as ::objbus::MethodResult>::#name))
+        };
+        let wire_error = match arguments.as_slice() {
+            [_, error] => {
+                let error = travel::in_constant(error);
+                syn::parse_quote_spanned!(error.span()=> <#error as ::objbus::WireError>::Wire)
+            }
+            _ => projected(quote!(Err))?,
+        };
         let value = arguments.first().map(|value| (*value).clone());
-        let owned = match &value {
-            Some(value) => travel::owned(value)?,
-            None => syn::parse_quote_spanned!(written.span()=> <#whole as ::objbus::MethodResult>::Ok),
-        };
-        Ok(Returns::Result { written: value, owned, error: None, wire_error })
+        let owned = value.as_ref().map_or_else(|| projected(quote!(Ok)), travel::owned)?;
+        Ok(Returns { written: value, owned, wire_error: Some(wire_error) })
+    }
+
+    pub(crate) fn is_result(&self) -> bool {
+        self.wire_error.is_some()
+    }
+
+    /// Where the error's type is written.
+    pub(crate) fn error_span(&self) -> Span {
+        self.wire_error.as_ref().unwrap_or(&self.owned).span()
     }
 
     /// The types that the caller gets: value and error.
     pub(crate) fn at_caller(&self) -> (&Type, Type) {
-        match self {
-            Returns::Value { owned, .. } => (owned, syn::parse_quote!(::objbus::__private::Infallible)),
-            Returns::Result { owned, wire_error, .. } => (owned, wire_error.clone()),
-        }
+        let infallible = || syn::parse_quote!(::objbus::__private::Infallible);
+        (&self.owned, self.wire_error.clone().unwrap_or_else(infallible))
     }
 
     fn schemas(&self) -> (TokenStream, TokenStream) {
@@ -252,28 +252,26 @@ impl Returns {
 
     /// Runs `call` and answers through `sink` with what it returns.
     fn answer(&self, sink: &TokenStream, call: &TokenStream) -> TokenStream {
-        match self {
-            Returns::Value { written, .. } => {
-                let encoded = travel::encode(written, &quote!(result));
-                quote! {
-                    let result = #call;
-                    #sink.answer(&#encoded)
-                }
-            }
-            Returns::Result { written, .. } => {
-                let bytes = written.as_ref().filter(|written| travel::holds_bytes(written));
-                let result = match bytes {
-                    Some(written) => {
-                        let encoded = travel::encode(written, &quote!(value));
-                        quote!(&result.as_ref().map(|value| #encoded))
-                    }
-                    None => quote!(&result),
-                };
-                quote! {
-                    let result = ::objbus::MethodResult::into_result(#call);
-                    #sink.answer_result(#result)
-                }
-            }
+        let bytes = self.written.as_ref().filter(|written| travel::holds_bytes(written));
+        if !self.is_result() {
+            let encoded =
+                bytes.map_or_else(|| quote!(result), |bytes| travel::encode(bytes, &quote!(result)));
+            return quote! {
+                let result = #call;
+                #sink.answer(&#encoded)
+            };
+        }
+        let into_result = quote_spanned!(self.error_span()=> ::objbus::MethodResult::into_result(#call));
+        let encoded = bytes.map_or_else(
+            || quote!(result),
+            |bytes| {
+                let encoded = travel::encode(bytes, &quote!(value));
+                quote!(result.as_ref().map(|value| #encoded))
+            },
+        );
+        quote! {
+            let result = #into_result;
+            #sink.answer_result(&#encoded)
         }
     }
 }
