@@ -20,9 +20,7 @@ pub use wire::schema::{NamedType, Primitive, Schemas, Shape, Type, TypeRef};
 /// What the macros' code uses and nobody else should.
 #[doc(hidden)]
 pub mod __private {
-    pub use crate::object::{
-        AsyncInvocation, Completed, Invocation, MethodSpec, Outcome, PooledFuture, Refusal, index_of,
-    };
+    pub use crate::object::{AsyncInvocation, Invocation, MethodSpec, index_of};
     pub use crate::wire::bytes::{ByteBuf, Bytes};
     pub use crate::wire::errors::settle;
     pub use std::convert::Infallible;

@@ -29,7 +29,7 @@ use crate::wire::schema::Schemas;
 ///
 /// # Example
 ///
-/// ```ignore
+/// ```
 /// struct Math;
 ///
 /// #[objbus::object]
@@ -39,8 +39,11 @@ use crate::wire::schema::Schemas;
 ///     }
 /// }
 ///
-/// let _published = bus.publish("math", Math)?;
+/// let table = objbus::Object::table(std::sync::Arc::new(Math));
+/// assert_eq!(table.description().methods[0].name, "pow");
 /// ```
+///
+/// It is published with `bus.publish("math", Math)`, and called through the `MathProxy` that the macro makes.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an object that can be published",
     note = "put `#[objbus::object]` on its `impl` block",

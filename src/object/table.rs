@@ -112,13 +112,15 @@ pub(crate) struct Method {
 ///
 /// # Example
 ///
-/// ```ignore
-/// let math = MethodTable::named("math")
+/// ```
+/// let math = objbus::MethodTable::named("math")
 ///     .method("pow", |x: f64, y: f64| x.powf(y))
 ///     .argument_names(&["x", "y"])
 ///     .method("hypot", |x: f64, y: f64| x.hypot(y));
-/// let _published = bus.publish("math", math)?;
+/// assert!(math.description().to_string().contains("fn pow(x: f64, y: f64) -> f64;"));
 /// ```
+///
+/// It is published as any object is: `bus.publish("math", math)`.
 #[derive(Clone)]
 pub struct MethodTable {
     type_name: String,

@@ -322,3 +322,12 @@ fn two_methods_of_one_name_are_refused() {
 fn a_method_without_an_error_of_its_own_is_infallible() {
     let _: fn(&ShopProxy) -> crate::Call<(), Infallible> = ShopProxy::last;
 }
+
+#[test]
+fn a_description_travels_and_a_forged_one_still_prints() {
+    let mut description = shop().description();
+    let body = postcard::to_stdvec(&description).unwrap();
+    assert_eq!(decode::<crate::Description>(&body, &Budget::default()).as_ref(), Ok(&description));
+    description.types.clear();
+    assert!(description.to_string().contains("fn buy(item: ?) -> Result<u32, ?>;"));
+}

@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 ///
 /// # Example
 ///
-/// ```ignore
+/// ```
+/// # mod uuid { #[derive(serde::Serialize, serde::Deserialize)] pub struct Uuid(u128); }
 /// #[derive(serde::Serialize, serde::Deserialize, objbus::Type)]
 /// struct Snapshot {
 ///     taken_at: std::time::SystemTime,

@@ -53,6 +53,8 @@ type Scalars = ((u8, i8, u16, i16, bool), (u32, i32, u64, i64), (u128, i128));
 type Collections = (Vec<u16>, HashMap<u8, String>, BTreeMap<String, Option<u32>>, [u8; 3], Vec<()>);
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     #[test]
     fn honest_scalars_pass(value: Scalars, float: f64, letter: char) {
         round_trip(&value);
