@@ -6,6 +6,7 @@
 
 pub(crate) mod budget;
 pub(crate) mod bytes;
+mod decoder;
 pub(crate) mod describe;
 pub(crate) mod errors;
 pub(crate) mod key;
