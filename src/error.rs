@@ -487,3 +487,29 @@ impl fmt::Display for RemoteError {
 }
 
 impl std::error::Error for RemoteError {}
+
+/// Why a bus could not be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The run-time directory cannot be trusted or used.
+    RuntimeDirUnsafe {
+        /// Which directory, and what is wrong with it.
+        reason: String,
+    },
+    /// The system refused what the bus runs on: descriptors, threads, memory.
+    System {
+        /// The operation and the system's word for the error.
+        reason: String,
+    },
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OpenError::RuntimeDirUnsafe { reason } | OpenError::System { reason } => f.write_str(reason),
+        }
+    }
+}
+
+impl std::error::Error for OpenError {}

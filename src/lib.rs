@@ -1,12 +1,99 @@
 //! A shared-memory object bus for Linux.
+//!
+//! A process publishes an object under a name; any other process gets a typed proxy and calls its methods as if the object
+//! were its own. Requests and responses go through shared memory; a call between two busy processes makes no system call.
+//! There is no daemon, nothing to clean up, and no attribute on any method.
+//!
+//! ```
+//! use objbus::Bus;
+//!
+//! struct Math;
+//!
+//! #[objbus::object]
+//! impl Math {
+//!     /// x to the power of y.
+//!     pub fn pow(&self, x: f64, y: f64) -> f64 {
+//!         x.powf(y)
+//!     }
+//! }
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let bus = Bus::in_memory();
+//! # if false {
+//! let bus = Bus::open()?; // this user's bus
+//! # }
+//! let _published = bus.publish("math", Math)?; // until the guard is dropped
+//!
+//! let math: MathProxy = bus.proxy("math").wait()?; // the same in any process
+//! assert_eq!(math.pow(2.0, 10.0).wait()?, 1024.0); // or .await, on any runtime
+//! # Ok(()) }
+//! ```
+//!
+//! # The pieces
+//!
+//! - [`Bus`]: where names live; this user's by default, one shared between users by [`Bus::builder`], one inside the
+//!   process by [`Bus::in_memory`].
+//! - [`object`] makes a plain `impl` block publishable and writes its proxy; [`interface`] does so for a trait in a crate
+//!   of its own; a [`MethodTable`] is an object made of closures. [`Type`](macro@Type) goes beside serde's derives on the
+//!   types that methods take and give.
+//! - [`Call`]: what a proxy's method returns. Wait for it, await it, send it one way, give it a time-out, or drop it.
+//! - [`CallError`]: the method's own error, or the bus's, which says whether the method ran.
+//! - [`CallContext`]: what a method can ask about its call: who calls, how long will they wait, do they still.
+//!
+//! # Limits
+//!
+//! 64 calls of one process can be in flight on one object; a further one waits for a slot. A body is at most 4 GiB, and
+//! 256 MiB unless configured. Names are up to 100 bytes of letters, digits, `.`, `_` and `-`.
+//!
+//! # What it does not do
+//!
+//! It does not cross machines, does not persist, and does not protect two processes of one user from each other beyond
+//! keeping each from crashing or blocking the other.
 #![warn(missing_docs)]
 
-#[allow(dead_code)]
-mod blob;
-mod error;
-#[allow(dead_code, unused_imports)]
-mod names;
-#[allow(dead_code)]
-mod sys;
+// The macros' code names the crate as its users do.
+extern crate self as objbus;
 
-pub use error::{BusError, CallError, ConnectError, Executed, PublishError, RemoteError};
+mod access;
+mod blob;
+mod bus;
+mod engine;
+mod error;
+mod handshake;
+mod names;
+mod object;
+mod owner;
+mod parcels;
+mod park;
+mod peer;
+mod proxy;
+mod publish;
+mod ring;
+mod status;
+mod sync;
+mod sys;
+mod wire;
+
+pub use access::Access;
+pub use bus::{Bus, BusBuilder, Spin};
+pub use error::{BusError, CallError, ConnectError, Executed, OpenError, PublishError, RemoteError};
+pub use objbus_macros::{Type, interface, object};
+pub use object::{Callable, FallibleCallable, Interface, MethodTable, Object, Proxy};
+pub use owner::context::CallContext;
+pub use owner::hosted::{Limits, PanicPolicy};
+pub use proxy::{Absent, Call, Connect, Handle, Untyped};
+pub use publish::{Publication, Published, Shutdown};
+pub use wire::describe::{Description, MethodDescription};
+pub use wire::errors::{MethodResult, OwnError, WireError};
+pub use wire::schema::{NamedType, Primitive, Schemas, Shape, Type, TypeRef};
+
+/// What the macros' code uses and nobody else should.
+#[doc(hidden)]
+pub mod __private {
+    pub use crate::object::{AsyncInvocation, Invocation, MethodSpec, index_of};
+    pub use crate::wire::bytes::{ByteBuf, Bytes};
+    pub use crate::wire::errors::settle;
+    pub use std::convert::Infallible;
+    pub use std::result::Result;
+    pub use std::sync::Arc;
+}

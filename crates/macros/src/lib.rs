@@ -1,1 +1,83 @@
-//! The attribute and derive macros of objbus; use them through the `objbus` crate.
+//! The attribute and derive macros of objbus; use them through the `objbus` crate, which documents them.
+
+use proc_macro::TokenStream;
+use syn::{DeriveInput, ItemImpl, ItemTrait, parse_macro_input};
+
+mod case;
+mod derive;
+mod interface;
+mod method;
+mod object;
+mod serde_attrs;
+mod travel;
+
+/// Makes a type an object that can be published: put it on a plain `impl` block.
+///
+/// Every `pub fn` and `pub async fn` that takes `&self` (or `self: Arc<Self>`) becomes callable from other processes, and
+/// `<Type>Proxy` is generated with the same methods, arguments and doc comments, each returning an `objbus::Call`.
+/// Other functions are left alone. On a method, `#[objbus(skip)]` keeps it from being callable and
+/// `#[objbus(property)]` marks a getter as a property.
+///
+/// Arguments may be references (`&str`, `&[u8]`, `&T`, in `Option` and tuples too); a result that is a reference
+/// travels as the owned type. A method that returns `Result` has its error in `Call<T, E>`.
+///
+/// ```ignore
+/// struct ProcessInfo;
+///
+/// #[objbus::object]
+/// impl ProcessInfo {
+///     /// Process id of the publisher.
+///     pub async fn get_pid(&self) -> u32 {
+///         std::process::id()
+///     }
+/// }
+/// ```
+#[proc_macro_attribute]
+pub fn object(arguments: TokenStream, item: TokenStream) -> TokenStream {
+    if let Err(error) = no_arguments("object", arguments) {
+        return error.into_compile_error().into();
+    }
+    let block = parse_macro_input!(item as ItemImpl);
+    object::expand(block).into()
+}
+
+/// Makes a trait the interface of objects: its proxy implements the trait, so code takes a local object or a remote one.
+///
+/// Every method takes `&self` and returns `Result<T, E>` where `E: From<objbus::BusError>`, because a call may fail on its
+/// way. An `async fn` becomes a `fn` returning `impl Future + Send`. Generated are `<Trait>Proxy`, which implements
+/// the trait (plain methods block, async ones wait), and `<Trait>Object`, which publishes an implementor:
+/// `bus.publish("name", ApiObject(value))`.
+///
+/// ```ignore
+/// #[objbus::interface]
+/// pub trait Api {
+///     fn pow(&self, x: f64, y: f64) -> Result<f64, ApiError>;
+/// }
+/// ```
+#[proc_macro_attribute]
+pub fn interface(arguments: TokenStream, item: TokenStream) -> TokenStream {
+    if let Err(error) = no_arguments("interface", arguments) {
+        return error.into_compile_error().into();
+    }
+    let definition = parse_macro_input!(item as ItemTrait);
+    interface::expand(definition).into()
+}
+
+/// Derives `objbus::Type`, the schema behind the keys of methods: put it beside serde's derives.
+///
+/// It follows serde's attributes that only rename (`rename`, `rename_all`, `rename_all_fields`), leave out (`skip` on a field) or see through
+/// (`transparent`), and refuses those that change what travels. `#[objbus(opaque = "uuid/1")]` on a field or on
+/// the type names its form instead of looking into it: change the name whenever the form changes.
+#[proc_macro_derive(Type, attributes(objbus, serde))]
+pub fn derive_type(item: TokenStream) -> TokenStream {
+    let input = parse_macro_input!(item as DeriveInput);
+    derive::expand(&input).unwrap_or_else(syn::Error::into_compile_error).into()
+}
+
+fn no_arguments(name: &str, arguments: TokenStream) -> syn::Result<()> {
+    let arguments = proc_macro2::TokenStream::from(arguments);
+    if arguments.is_empty() {
+        return Ok(());
+    }
+    Err(syn::Error::new_spanned(arguments, format!("`#[objbus::{name}]` takes no arguments")))
+}

@@ -1,0 +1,308 @@
+//! How arguments and results travel: which owned or borrowing type stands for the one that the user wrote.
+//!
+//! Macros see tokens, not types. So byte buffers are recognised as they are usually spelt (`Vec<u8>`, `&[u8]`, in `Option` and
+//! tuples too); under an alias they travel in the same form, only slower.
+
+use proc_macro2::{Span, TokenStream};
+use quote::{ToTokens, quote, quote_spanned};
+use syn::spanned::Spanned;
+use syn::visit_mut::{self, VisitMut};
+use syn::{
+    Error, GenericArgument, Lifetime, PathArguments, Result, Type, TypeReference, parse_quote_spanned,
+};
+
+/// An argument on the owner's side: what to decode, and how to pass it on.
+pub(crate) enum Received {
+    /// Decoded as it is written.
+    Same(Type),
+    /// `&[u8]`, borrowed from the request.
+    Bytes,
+    /// `Vec<u8>`.
+    ByteBuf,
+    /// `&[T]`, decoded as `Vec<T>`.
+    Slice(Type),
+    /// `&T` of a type that has another type as its owned form.
+    Unsized(Type),
+    /// `&T`, decoded as `T`.
+    Ref(Type),
+    Option(Box<Received>),
+    Tuple(Vec<Received>),
+}
+
+impl Received {
+    /// Classifies the type of an argument.
+    pub(crate) fn of(ty: &Type) -> Result<Received> {
+        if is_byte_vec(ty) {
+            return Ok(Received::ByteBuf);
+        }
+        match ty {
+            Type::Reference(reference) => Received::of_reference(reference),
+            Type::Tuple(tuple) => {
+                let elements = tuple.elems.iter().map(Received::of).collect::<Result<Vec<_>>>()?;
+                let same = elements.iter().all(|element| matches!(element, Received::Same(_)));
+                Ok(if same { Received::same(ty) } else { Received::Tuple(elements) })
+            }
+            Type::Paren(inner) => Received::of(&inner.elem),
+            Type::Group(inner) => Received::of(&inner.elem),
+            _ => match argument_of(ty, "Option") {
+                Some(inner) => Ok(match Received::of(inner)? {
+                    Received::Same(_) => Received::same(ty),
+                    inner => Received::Option(Box::new(inner)),
+                }),
+                None => refuse(ty).map_or_else(|| Ok(Received::same(ty)), Err),
+            },
+        }
+    }
+
+    fn of_reference(reference: &TypeReference) -> Result<Received> {
+        let inner = &*reference.elem;
+        if reference.mutability.is_some() {
+            return Err(Error::new(
+                reference.span(),
+                "the other process has a copy of the arguments: take `&T` or `T`, and return what has changed",
+            ));
+        }
+        if reference.lifetime.as_ref().is_some_and(|lifetime| lifetime.ident == "static") {
+            return Err(Error::new(
+                reference.span(),
+                "an argument lives as long as its call only: take it by value or by a shorter reference",
+            ));
+        }
+        if let Some(error) = refuse(inner) {
+            return Err(error);
+        }
+        Ok(match inner {
+            Type::Slice(slice) if is_u8(&slice.elem) => Received::Bytes,
+            Type::Slice(slice) => Received::Slice(elided(&slice.elem)),
+            _ if is_named(inner, "str") => Received::same(&Type::Reference(reference.clone())),
+            _ if is_named(inner, "Path") => Received::Unsized(inner.clone()),
+            _ => Received::Ref(elided(inner)),
+        })
+    }
+
+    fn same(ty: &Type) -> Received {
+        Received::Same(elided(ty))
+    }
+
+    /// The type to decode.
+    pub(crate) fn wire(&self) -> TokenStream {
+        match self {
+            Received::Same(ty) | Received::Ref(ty) => ty.to_token_stream(),
+            Received::Bytes => quote!(::objbus::__private::Bytes<'_>),
+            Received::ByteBuf => quote!(::objbus::__private::ByteBuf),
+            Received::Slice(element) => quote!(::std::vec::Vec<#element>),
+            Received::Unsized(ty) => quote!(<#ty as ::std::borrow::ToOwned>::Owned),
+            Received::Option(inner) => {
+                let inner = inner.wire();
+                quote!(::core::option::Option<#inner>)
+            }
+            Received::Tuple(elements) => {
+                let elements = elements.iter().map(Received::wire);
+                quote!((#(#elements,)*))
+            }
+        }
+    }
+
+    /// The expression to pass on, from the place that holds what was decoded.
+    pub(crate) fn pass(&self, place: &TokenStream) -> TokenStream {
+        match self {
+            Received::Same(_) => place.clone(),
+            Received::Bytes | Received::ByteBuf => quote!(#place.0),
+            Received::Slice(_) => quote!(&#place[..]),
+            Received::Unsized(ty) => quote!(::core::borrow::Borrow::<#ty>::borrow(&#place)),
+            Received::Ref(_) => quote!(&#place),
+            Received::Option(inner) => match &**inner {
+                Received::Ref(_) => quote!(#place.as_ref()),
+                Received::Slice(_) | Received::Unsized(_) => quote!(#place.as_deref()),
+                inner => {
+                    let inner = inner.pass(&quote!(value));
+                    quote!(#place.map(|value| #inner))
+                }
+            },
+            Received::Tuple(elements) => {
+                let elements = elements.iter().enumerate().map(|(index, element)| {
+                    let index = syn::Index::from(index);
+                    element.pass(&quote!(#place.#index))
+                });
+                quote!((#(#elements,)*))
+            }
+        }
+    }
+}
+
+/// The expression to encode for the value at `place`: byte buffers as bytes, all else by reference.
+pub(crate) fn encode(ty: &Type, place: &TokenStream) -> TokenStream {
+    if !holds_bytes(ty) {
+        return quote!(&#place);
+    }
+    if let Type::Tuple(tuple) = ty {
+        let elements = tuple.elems.iter().enumerate().map(|(index, element)| {
+            let index = syn::Index::from(index);
+            encode(element, &quote!(#place.#index))
+        });
+        return quote!((#(#elements,)*));
+    }
+    match argument_of(ty, "Option") {
+        Some(inner) => {
+            let inner = encode(inner, &quote!(value));
+            quote!(#place.as_ref().map(|value| #inner))
+        }
+        None => quote!(::objbus::__private::Bytes(&#place[..])),
+    }
+}
+
+/// Whether a type is a byte buffer, or an option or tuple with one.
+pub(crate) fn holds_bytes(ty: &Type) -> bool {
+    match ty {
+        Type::Reference(reference) => matches!(&*reference.elem, Type::Slice(slice) if is_u8(&slice.elem)),
+        Type::Tuple(tuple) => tuple.elems.iter().any(holds_bytes),
+        _ => is_byte_vec(ty) || argument_of(ty, "Option").is_some_and(holds_bytes),
+    }
+}
+
+/// The type that the caller gets for a result of type `ty`: references owned, lifetimes `'static`.
+pub(crate) fn owned(ty: &Type) -> Result<Type> {
+    let mut owned = ty.clone();
+    let mut visitor = Owned { error: None };
+    visitor.visit_type_mut(&mut owned);
+    visitor.error.map_or(Ok(owned), Err)
+}
+
+struct Owned {
+    error: Option<Error>,
+}
+
+impl VisitMut for Owned {
+    fn visit_type_mut(&mut self, ty: &mut Type) {
+        if let Some(error) = refuse(ty) {
+            self.error.get_or_insert(error);
+            return;
+        }
+        if let Type::Reference(reference) = ty {
+            let span = reference.span();
+            let inner = &*reference.elem;
+            *ty = match inner {
+                Type::Slice(slice) => {
+                    let element = &slice.elem;
+                    parse_quote_spanned!(span=> ::std::vec::Vec<#element>)
+                }
+                _ if is_named(inner, "str") => parse_quote_spanned!(span=> ::std::string::String),
+                _ if is_named(inner, "Path") => {
+                    parse_quote_spanned!(span=> <#inner as ::std::borrow::ToOwned>::Owned)
+                }
+                _ => inner.clone(),
+            };
+            return self.visit_type_mut(ty);
+        }
+        visit_mut::visit_type_mut(self, ty);
+    }
+
+    fn visit_lifetime_mut(&mut self, lifetime: &mut Lifetime) {
+        *lifetime = Lifetime::new("'static", lifetime.span());
+    }
+}
+
+/// Whether a type is or holds a reference.
+pub(crate) fn borrows(ty: &Type) -> bool {
+    struct Borrows(bool);
+
+    impl VisitMut for Borrows {
+        fn visit_type_reference_mut(&mut self, _: &mut TypeReference) {
+            self.0 = true;
+        }
+    }
+
+    let mut visitor = Borrows(false);
+    visitor.visit_type_mut(&mut ty.clone());
+    visitor.0
+}
+
+/// The type with every lifetime left to inference.
+pub(crate) fn elided(ty: &Type) -> Type {
+    with_lifetimes(ty, "'_")
+}
+
+/// The type with every lifetime `'static`, for its schema.
+pub(crate) fn in_constant(ty: &Type) -> Type {
+    with_lifetimes(ty, "'static")
+}
+
+fn with_lifetimes(ty: &Type, lifetime: &'static str) -> Type {
+    struct Lifetimes(&'static str);
+
+    impl VisitMut for Lifetimes {
+        fn visit_type_reference_mut(&mut self, reference: &mut TypeReference) {
+            reference.lifetime = Some(Lifetime::new(self.0, Span::call_site()));
+            self.visit_type_mut(&mut reference.elem);
+        }
+
+        fn visit_lifetime_mut(&mut self, lifetime: &mut Lifetime) {
+            *lifetime = Lifetime::new(self.0, lifetime.span());
+        }
+    }
+
+    let mut ty = ty.clone();
+    Lifetimes(lifetime).visit_type_mut(&mut ty);
+    ty
+}
+
+/// The schema of a type, as a function pointer for a constant.
+pub(crate) fn schema_of(ty: &Type) -> TokenStream {
+    let ty = in_constant(ty);
+    quote_spanned!(ty.span()=> <#ty as ::objbus::Type>::schema)
+}
+
+/// The schema of a method's own error, as a function pointer for a constant.
+pub(crate) fn schema_of_error(ty: &Type) -> TokenStream {
+    quote_spanned!(ty.span()=> <#ty as ::objbus::OwnError>::error_schema)
+}
+
+/// Why a type can never travel, if so.
+fn refuse(ty: &Type) -> Option<Error> {
+    let why = match ty {
+        Type::ImplTrait(_) => "the other process must know the type: name it instead of `impl Trait`",
+        Type::TraitObject(_) => "the other process must know the type: name it instead of `dyn Trait`",
+        Type::Ptr(_) => "a pointer means nothing in another process: send the value itself",
+        Type::BareFn(_) => {
+            "a function pointer means nothing in another process: publish an object and send its name"
+        }
+        Type::Never(_) => "a method that never returns cannot be answered",
+        Type::Infer(_) => "the other process must know the type: write it out",
+        _ => return None,
+    };
+    Some(Error::new(ty.span(), format!("{why}, or mark the method `#[objbus(skip)]`")))
+}
+
+fn is_u8(ty: &Type) -> bool {
+    is_named(ty, "u8")
+}
+
+fn is_byte_vec(ty: &Type) -> bool {
+    argument_of(ty, "Vec").is_some_and(is_u8)
+}
+
+fn is_named(ty: &Type, name: &str) -> bool {
+    let Type::Path(path) = ty else { return false };
+    let last = path.path.segments.last();
+    path.qself.is_none() && last.is_some_and(|last| last.ident == name && last.arguments.is_none())
+}
+
+/// The `T` of `name<T>`.
+fn argument_of<'a>(ty: &'a Type, name: &str) -> Option<&'a Type> {
+    match arguments_of(ty, name)?.as_slice() {
+        [only] => Some(only),
+        _ => None,
+    }
+}
+
+/// The type arguments of a type whose path ends with `name`.
+pub(crate) fn arguments_of<'a>(ty: &'a Type, name: &str) -> Option<Vec<&'a Type>> {
+    let Type::Path(path) = ty else { return None };
+    let last = path.path.segments.last().filter(|last| last.ident == name)?;
+    let PathArguments::AngleBracketed(arguments) = &last.arguments else { return Some(Vec::new()) };
+    let types = arguments.args.iter().filter_map(|argument| match argument {
+        GenericArgument::Type(ty) => Some(ty),
+        _ => None,
+    });
+    Some(types.collect())
+}

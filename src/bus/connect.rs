@@ -1,0 +1,195 @@
+//! The caller's half of the handshake.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+
+use super::BusInner;
+use crate::error::{ConnectError, PublishError};
+use crate::handshake::{FEATURES, Hello, LAYOUT, MESSAGE_MAX, Message, Unreadable, VERSION, Welcome};
+use crate::names::{Bound, Name};
+use crate::parcels::Parcels;
+use crate::peer::Peer;
+use crate::proxy::{Lane, LaneParts, Link};
+use crate::ring::caller::CallerRing;
+use crate::ring::layout::{RequestMemory, ResponseMemory};
+use crate::sys::clock;
+use crate::sys::eventfd::Doorbell;
+use crate::sys::fd::Fd;
+use crate::sys::memfd::{self, BadSegment};
+use crate::sys::socket::{self, OVERFLOW_UID};
+
+impl BusInner {
+    /// Makes a lane to whoever publishes the link's name. Blocks until `deadline_ns` at most.
+    pub fn connect(self: &Arc<Self>, link: &Arc<Link>, deadline_ns: u64) -> Result<Arc<Lane>, ConnectError> {
+        if self.is_foreign() {
+            return Err(ConnectError::ForkedHandle);
+        }
+        if self.is_closed() {
+            return Err(ConnectError::Closed);
+        }
+        let socket = self.reach(&link.name, deadline_ns)?;
+        let peer = self.check_owner(&socket)?;
+        let (request, request_fd) = memfd::create_sealed("objbus-request", size_of::<RequestMemory>())
+            .map_err(system("making a segment"))?;
+        let hello = Message::Hello(Hello { layout: LAYOUT, features: FEATURES, clock_ns: clock::now_ns() });
+        // An owner that has refused already has closed its end; what it said is there to be read.
+        match socket::send(&socket, &hello.encode(), &[request_fd.as_fd()]) {
+            Ok(()) | Err(Errno::PIPE | Errno::CONNRESET) => {}
+            Err(errno) => return Err(system("sending the request segment")(errno)),
+        }
+        drop(request_fd);
+        let (welcome, fds) = self.await_welcome(&socket, &peer, &link.name, deadline_ns)?;
+        let (response, doorbell) = receive_memory(fds)?;
+        // SAFETY: both mappings have the sizes of the types, are page-aligned, and the lane keeps them as long as the ring.
+        let ring = unsafe { CallerRing::new(request.ptr().cast(), response.ptr().cast()) };
+        let arena = self.arena_for(peer.credentials.uid);
+        let lane = Lane::new(LaneParts {
+            ring,
+            memory: [request, response],
+            parcels: Parcels::new(socket, self.segments(), arena),
+            doorbell,
+            peer,
+            engine: self.engine,
+            keys: welcome.keys.into_iter().collect(),
+            owner_ahead_ms: welcome.owner_ahead_ms,
+            link: Arc::downgrade(link),
+            spins: self.spins(),
+        });
+        lane.watch().map_err(system("watching the connection"))?;
+        Ok(lane)
+    }
+
+    /// A connection to whoever listens to `name`.
+    fn reach(&self, name: &Name, deadline_ns: u64) -> Result<Fd, ConnectError> {
+        let Some(directory) = self.directory() else {
+            let listener = self.local_listener(name);
+            let listener = listener.ok_or_else(|| ConnectError::NotFound { name: name.to_string() })?;
+            let (ours, theirs) = socket::pair().map_err(system("making a connection"))?;
+            listener.admit(self.engine, theirs);
+            return Ok(ours);
+        };
+        directory.connect(name, deadline_ns)
+    }
+
+    /// Nothing is sent to an owner that runs as another user than expected.
+    fn check_owner(&self, socket: &Fd) -> Result<Arc<Peer>, ConnectError> {
+        let uid = socket::peer_credentials(socket).map_err(system("asking who answers"))?.uid;
+        if uid != self.owner_uid || uid == OVERFLOW_UID {
+            return Err(ConnectError::WrongOwnerUid { uid });
+        }
+        self.engine.peers.of_socket(self.engine, socket).map_err(system("watching the owner"))
+    }
+
+    fn await_welcome(
+        &self,
+        socket: &Fd,
+        peer: &Peer,
+        name: &Name,
+        deadline_ns: u64,
+    ) -> Result<(Welcome, Vec<OwnedFd>), ConnectError> {
+        let began_ns = clock::now_ns();
+        let gone = || ConnectError::NotFound { name: name.to_string() };
+        match await_message(socket, deadline_ns) {
+            Ok(Some((Ok(Message::Welcome(welcome)), fds))) => Ok((welcome, fds)),
+            Ok(Some((Ok(Message::Refused(refusal)), _))) => Err(refusal.into_error(name.as_str())),
+            Ok(Some((Err(Unreadable::Version(theirs)), _))) => {
+                Err(ConnectError::VersionMismatch { ours: VERSION, theirs })
+            }
+            Ok(Some(_)) => {
+                Err(ConnectError::System { reason: "the owner does not speak this protocol".to_owned() })
+            }
+            // It closed without a word: it is dying, or was withdrawn in this moment.
+            Ok(None) => Err(gone()),
+            Err(Errno::TIMEDOUT) if peer.is_dead() == Some(true) => Err(gone()),
+            Err(Errno::TIMEDOUT) => Err(ConnectError::HandshakeTimeout {
+                after: Duration::from_nanos(clock::now_ns() - began_ns),
+            }),
+            Err(errno) => Err(system("waiting for the owner")(errno)),
+        }
+    }
+
+    /// Takes a name over from its present owner, or plainly if there is none.
+    pub fn take_over(&self, name: &Name) -> Result<Bound, PublishError> {
+        let Some(directory) = self.directory() else {
+            unreachable!("an in-memory bus binds no sockets");
+        };
+        let deadline_ns = clock::now_ns() + crate::proxy::HANDSHAKE_NS;
+        let socket = match directory.connect(name, deadline_ns) {
+            Ok(socket) => socket,
+            Err(ConnectError::NotFound { .. }) => return directory.bind(name),
+            Err(ConnectError::PermissionDenied) => return Err(PublishError::PermissionDenied),
+            Err(error) => {
+                return Err(PublishError::System { reason: format!("reaching the present owner: {error}") });
+            }
+        };
+        let system =
+            |errno: Errno| PublishError::System { reason: format!("asking the present owner: {errno}") };
+        match socket::send(&socket, &Message::Replace.encode(), &[]) {
+            Ok(()) | Err(Errno::PIPE | Errno::CONNRESET) => {}
+            Err(errno) => return Err(system(errno)),
+        }
+        match await_message(&socket, deadline_ns) {
+            // The end of this connection, after the name is ours, is what the old owner waits for.
+            Ok(Some((Ok(Message::Granted), _))) => directory.replace(name),
+            Ok(Some((Ok(Message::Refused(_)), _))) => Err(PublishError::PermissionDenied),
+            Ok(None) => directory.bind(name),
+            Ok(Some(_)) => Err(PublishError::PermissionDenied),
+            Err(errno) => Err(system(errno)),
+        }
+    }
+}
+
+type Received = (Result<Message, Unreadable>, Vec<OwnedFd>);
+
+/// The peer's next message; `None`: it closed without one.
+fn await_message(socket: &Fd, deadline_ns: u64) -> Result<Option<Received>, Errno> {
+    let mut bytes = vec![0; MESSAGE_MAX];
+    loop {
+        match socket::recv(socket, &mut bytes, 2) {
+            Ok(received) if received.no_fds => return Err(Errno::MFILE),
+            Ok(received) if received.len == 0 => return Ok(None),
+            Ok(received) => return Ok(Some((Message::decode(&bytes[..received.len]), received.fds))),
+            // Once, before what a peer that closed had said.
+            Err(Errno::CONNRESET) => {}
+            Err(Errno::AGAIN) => wait_readable(socket, deadline_ns)?,
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+fn wait_readable(socket: &Fd, deadline_ns: u64) -> Result<(), Errno> {
+    let left = deadline_ns.saturating_sub(clock::now_ns());
+    if left == 0 {
+        return Err(Errno::TIMEDOUT);
+    }
+    let mut fds = [PollFd::new(socket, PollFlags::IN)];
+    match rustix::event::poll(&mut fds, Some(&clock::timespec(left))) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn receive_memory(fds: Vec<OwnedFd>) -> Result<(memfd::Mapping, Doorbell), ConnectError> {
+    let bad = |reason| ConnectError::BadSegment { reason };
+    let [response, bell] =
+        <[OwnedFd; 2]>::try_from(fds).map_err(|_| bad("it did not pass what was agreed on"))?;
+    let response =
+        memfd::receive_sealed(response, size_of::<ResponseMemory>()).map_err(|error| match error {
+            BadSegment::Untrusted(reason) => bad(reason),
+            BadSegment::System(errno) => system("mapping the response segment")(errno),
+        })?;
+    Ok((response, Doorbell::receive(bell).map_err(bad)?))
+}
+
+/// An error of the system, as an error of connecting.
+fn system(doing: &'static str) -> impl Fn(Errno) -> ConnectError {
+    move |errno| match errno {
+        Errno::MFILE | Errno::NFILE | Errno::TOOMANYREFS => ConnectError::NoFds,
+        Errno::NOMEM | Errno::NOSPC | Errno::NOBUFS => ConnectError::NoMemory,
+        errno => ConnectError::System { reason: format!("{doing}: {errno}") },
+    }
+}

@@ -1,0 +1,91 @@
+//! What `#[objbus::object]` and `#[objbus::interface]` implement, and what the owner's loop and the proxies use of it.
+//!
+//! An object is a [`MethodTable`]: for each method its signature, the key made from that, and a handler that decodes
+//! the arguments, runs the method and encodes the result. A proxy knows the same signatures as an [`Interface`].
+
+use std::sync::Arc;
+
+mod closures;
+mod invocation;
+mod pool;
+mod table;
+
+pub use closures::{Callable, FallibleCallable};
+pub(crate) use invocation::RequestBody;
+pub use invocation::{AsyncInvocation, Completed, Invocation, Outcome, Refusal};
+pub use pool::PooledFuture;
+pub(crate) use table::{Handler, Method, Signature};
+pub use table::{MethodSpec, MethodTable, index_of};
+
+#[cfg(test)]
+mod allocations;
+#[cfg(test)]
+mod tests;
+
+use crate::proxy::Handle;
+use crate::wire::schema::Schemas;
+
+/// Something that can be published: `#[objbus::object]` implements it, and a [`MethodTable`] of closures is one.
+///
+/// # Example
+///
+/// ```
+/// struct Math;
+///
+/// #[objbus::object]
+/// impl Math {
+///     pub fn pow(&self, x: f64, y: f64) -> f64 {
+///         x.powf(y)
+///     }
+/// }
+///
+/// let table = objbus::Object::table(std::sync::Arc::new(Math));
+/// assert_eq!(table.description().methods[0].name, "pow");
+/// ```
+///
+/// It is published with `bus.publish("math", Math)`, and called through the `MathProxy` that the macro makes.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not an object that can be published",
+    note = "put `#[objbus::object]` on its `impl` block",
+    note = "an implementor of a trait with `#[objbus::interface]` is published as `<Trait>Object(value)`"
+)]
+pub trait Object: Send + Sync + 'static {
+    /// The object's methods, each holding on to the object.
+    fn table(self: Arc<Self>) -> MethodTable;
+}
+
+impl Object for MethodTable {
+    fn table(self: Arc<Self>) -> MethodTable {
+        MethodTable::clone(&self)
+    }
+}
+
+/// The caller's side of an object: `#[objbus::object]` and `#[objbus::interface]` generate one.
+pub trait Proxy: Sized {
+    /// The methods that the proxy calls, in the order of their indices.
+    fn interface() -> Interface;
+
+    /// A proxy that calls through `handle`.
+    fn from_handle(handle: Handle) -> Self;
+
+    /// The handle it calls through.
+    fn handle(&self) -> &Handle;
+}
+
+/// The methods that a proxy was built to call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// The name of the object's type or trait.
+    pub type_name: &'static str,
+    /// Name and key of each method, at the index by which the proxy calls it.
+    pub methods: Vec<(&'static str, u64)>,
+}
+
+impl Interface {
+    /// The interface with these methods.
+    pub fn of(type_name: &'static str, methods: &[MethodSpec]) -> Interface {
+        let mut types = Schemas::default();
+        let methods = methods.iter().map(|method| (method.name, method.signature(&mut types).key)).collect();
+        Interface { type_name, methods }
+    }
+}

@@ -1,0 +1,249 @@
+//! One call as a handler sees it: a body to decode, an output to encode into.
+
+use std::mem::MaybeUninit;
+
+use serde::{Deserialize, Serialize};
+
+use crate::wire::budget::{Budget, DecodeError, decode};
+use crate::wire::output::{EncodeError, INLINE_BODY, Output};
+
+/// How a method ended that ran.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The output holds its result.
+    Returned,
+    /// The output holds its own error.
+    Failed,
+}
+
+/// Why a call has no result of the method's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The arguments could not be decoded; the method did not run.
+    BadRequest(String),
+    /// The result could not be encoded; the method ran.
+    BadResponse(String),
+    /// The result exceeds the limit; the method ran.
+    TooLarge {
+        /// The largest result allowed, in bytes.
+        limit: u64,
+        /// The size asked for when encoding stopped.
+        size: u64,
+    },
+}
+
+impl From<DecodeError> for Refusal {
+    #[cold]
+    fn from(error: DecodeError) -> Self {
+        Refusal::BadRequest(error.to_string())
+    }
+}
+
+impl From<EncodeError> for Refusal {
+    #[cold]
+    fn from(error: EncodeError) -> Self {
+        match error {
+            EncodeError::TooLarge { limit, size } => Refusal::TooLarge { limit, size },
+            EncodeError::Unencodable(why) => Refusal::BadResponse(why.to_owned()),
+        }
+    }
+}
+
+/// A call of a plain method.
+#[derive(Debug)]
+pub struct Invocation<'a> {
+    body: &'a [u8],
+    output: &'a mut Output,
+    budget: &'a Budget,
+}
+
+impl<'a> Invocation<'a> {
+    /// A call with the encoded arguments `body`, answered into `output`.
+    #[inline]
+    pub(crate) fn new(body: &'a [u8], output: &'a mut Output, budget: &'a Budget) -> Self {
+        Invocation { body, output, budget }
+    }
+
+    /// The arguments, borrowing from the request where `T` does.
+    #[inline]
+    pub fn arguments<T: Deserialize<'a>>(&self) -> Result<T, Refusal> {
+        Ok(decode(self.body, self.budget)?)
+    }
+
+    /// Answers with a result.
+    #[inline]
+    pub fn answer<R: Serialize + ?Sized>(self, result: &R) -> Result<Outcome, Refusal> {
+        self.output.encode(result)?;
+        Ok(Outcome::Returned)
+    }
+
+    /// Answers with a result or with the method's own error.
+    #[inline]
+    pub fn answer_result<T: Serialize, E: Serialize>(
+        self,
+        result: &Result<T, E>,
+    ) -> Result<Outcome, Refusal> {
+        answer_result(self.output, result)
+    }
+}
+
+#[inline]
+fn answer_result<T: Serialize, E: Serialize>(
+    output: &mut Output,
+    result: &Result<T, E>,
+) -> Result<Outcome, Refusal> {
+    match result {
+        Ok(value) => output.encode(value).map(|()| Outcome::Returned),
+        Err(error) => output.encode(error).map(|()| Outcome::Failed),
+    }
+    .map_err(Refusal::from)
+}
+
+/// The encoded arguments of an async call, owned by its future.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "it is in place so that a hot call does not allocate")]
+pub(crate) enum RequestBody {
+    /// Small ones, in place.
+    Inline {
+        /// The first `len` bytes are initialised.
+        bytes: [MaybeUninit<u8>; INLINE_BODY],
+        /// At most `INLINE_BODY`.
+        len: usize,
+    },
+    /// Larger ones.
+    Heap(Vec<u8>),
+}
+
+impl RequestBody {
+    /// A copy of `body`; on the heap only if it does not fit in place.
+    #[inline]
+    pub(crate) fn copy_of(body: &[u8]) -> RequestBody {
+        if body.len() > INLINE_BODY {
+            return RequestBody::Heap(body.to_vec());
+        }
+        let mut bytes = [const { MaybeUninit::uninit() }; INLINE_BODY];
+        for (to, from) in bytes.iter_mut().zip(body) {
+            to.write(*from);
+        }
+        RequestBody::Inline { bytes, len: body.len() }
+    }
+
+    #[inline]
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            RequestBody::Inline { bytes, len } => {
+                // SAFETY: `copy_of`, the only place that makes this variant, wrote the first `len` bytes, and
+                // `len` is at most the array's length; the reference lives no longer than the array's.
+                unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), *len) }
+            }
+            RequestBody::Heap(bytes) => bytes,
+        }
+    }
+}
+
+/// A call of an async method; its future owns it.
+#[derive(Debug)]
+pub struct AsyncInvocation {
+    body: RequestBody,
+    output: Output,
+    budget: Budget,
+}
+
+impl AsyncInvocation {
+    /// A call with the encoded arguments `body`, answered into `output`.
+    #[inline]
+    pub(crate) fn new(body: RequestBody, output: Output, budget: Budget) -> Self {
+        AsyncInvocation { body, output, budget }
+    }
+
+    /// Splits into what the arguments borrow from and what is answered into.
+    #[inline]
+    pub fn split(self) -> (AsyncRequest, AsyncAnswer) {
+        (AsyncRequest { body: self.body, budget: self.budget }, AsyncAnswer { output: self.output })
+    }
+}
+
+/// The request of an async call.
+#[derive(Debug)]
+pub struct AsyncRequest {
+    body: RequestBody,
+    budget: Budget,
+}
+
+impl AsyncRequest {
+    /// The arguments, borrowing from the request where `T` does.
+    #[inline]
+    pub fn arguments<'a, T: Deserialize<'a>>(&'a self) -> Result<T, Refusal> {
+        Ok(decode(self.body.as_bytes(), &self.budget)?)
+    }
+}
+
+/// Where an async call is answered.
+#[derive(Debug)]
+pub struct AsyncAnswer {
+    output: Output,
+}
+
+impl AsyncAnswer {
+    /// Answers with a result.
+    #[inline]
+    pub fn answer<R: Serialize + ?Sized>(mut self, result: &R) -> Completed {
+        let outcome = self.output.encode(result).map(|()| Outcome::Returned).map_err(Refusal::from);
+        Completed { output: self.output, outcome }
+    }
+
+    /// Answers with a result or with the method's own error.
+    #[inline]
+    pub fn answer_result<T: Serialize, E: Serialize>(mut self, result: &Result<T, E>) -> Completed {
+        let outcome = answer_result(&mut self.output, result);
+        Completed { output: self.output, outcome }
+    }
+
+    /// Ends a call whose arguments could not be decoded.
+    #[cold]
+    pub fn refuse(self, refusal: Refusal) -> Completed {
+        Completed { output: self.output, outcome: Err(refusal) }
+    }
+}
+
+/// An async call that has ended.
+#[derive(Debug)]
+pub struct Completed {
+    /// Holds what `outcome` says.
+    pub(crate) output: Output,
+    /// How it ended.
+    pub(crate) outcome: Result<Outcome, Refusal>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_owned_body_is_the_copied_one_at_every_size() {
+        for len in [0, 1, INLINE_BODY - 1, INLINE_BODY, INLINE_BODY + 1, 5000] {
+            let body: Vec<u8> = (0..len).map(|i| i as u8).collect();
+            assert_eq!(RequestBody::copy_of(&body).as_bytes(), body);
+        }
+    }
+
+    #[test]
+    fn an_async_request_lends_its_arguments() {
+        let body = postcard::to_stdvec(&("name", 7u32)).unwrap();
+        let call = AsyncInvocation::new(RequestBody::copy_of(&body), Output::heap(100), Budget::default());
+        let (request, answer) = call.split();
+        assert_eq!(request.arguments::<(&str, u32)>().unwrap(), ("name", 7));
+        let completed = answer.answer_result(&Err::<(), _>("no"));
+        assert_eq!(completed.outcome, Ok(Outcome::Failed));
+        assert_eq!(completed.output.spill(), Some(&[2, b'n', b'o'][..]));
+    }
+
+    #[test]
+    fn a_result_over_the_limit_is_refused() {
+        let budget = Budget::default();
+        let mut output = Output::heap(4);
+        let refused = Invocation::new(&[], &mut output, &budget).answer("hello").unwrap_err();
+        assert!(matches!(refused, Refusal::TooLarge { limit: 4, size: 5..=6 }), "{refused:?}");
+        assert!(output.is_empty());
+    }
+}

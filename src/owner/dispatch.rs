@@ -1,0 +1,474 @@
+//! One request, from the ring through its method to its answer.
+//!
+//! In order: is it admitted; may the object run it now; say that it begins; run it; answer. Every request that was taken
+//! is answered exactly once: here, or by the ticket of an async method that goes on elsewhere.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Waker};
+
+use super::context::{self, Frame, Served};
+use super::hosted::Hosted;
+use super::lane::OwnerLane;
+use super::permits::Queued;
+use super::pool::Worker;
+use super::task::Task;
+use crate::error::Executed;
+use crate::object::{
+    AsyncInvocation, Completed, Handler, Invocation, Outcome, PooledFuture, Refusal, RequestBody,
+};
+use crate::parcels::{News, PackError, UnpackError};
+use crate::ring::layout::{NO_CPU, RESPONSE_BODY, RequestMeta, ResponseMeta, SPILL_LEN};
+use crate::ring::owner::Request;
+use crate::status::{Refused, Status};
+use crate::sys::{clock, cpu};
+use crate::wire::output::Output;
+
+/// A method that took longer than this runs with its worker's other lanes handed over.
+const SHORT_NS: u64 = 5_000;
+/// One run in so many of a short method is timed, since reading a clock twice costs a tenth of a hot call.
+const TIMED_RUNS: u32 = 64;
+
+/// The key under which every object describes itself; no method's key is a number this small.
+pub(crate) const DESCRIBE_KEY: u64 = 1;
+
+/// How a call ended: a status, and what stands in the output.
+pub(crate) struct Response {
+    status: Status,
+    /// The encoded result or error, or what the bus has to say instead.
+    body: Result<Output, Refused>,
+}
+
+impl Response {
+    pub fn refused(refused: Refused) -> Response {
+        Response { status: Status::Refused, body: Err(refused) }
+    }
+
+    pub fn completed(Completed { output, outcome }: Completed) -> Response {
+        match outcome {
+            Ok(outcome) => Response { status: status_of(outcome), body: Ok(output) },
+            Err(refusal) => Response::refused(refusal.into()),
+        }
+    }
+
+    pub fn panicked(object: &Hosted, panic: Box<dyn Any + Send>) -> Response {
+        Response::refused(panicked(object, panic))
+    }
+}
+
+#[inline(always)]
+fn status_of(outcome: Outcome) -> Status {
+    match outcome {
+        Outcome::Returned => Status::Returned,
+        Outcome::Failed => Status::Failed,
+    }
+}
+
+impl From<Refusal> for Refused {
+    #[cold]
+    fn from(refusal: Refusal) -> Refused {
+        match refusal {
+            Refusal::BadRequest(reason) => Refused::BadRequest(reason),
+            Refusal::BadResponse(reason) => Refused::BadResponse(reason),
+            Refusal::TooLarge { limit, size } => Refused::TooLargeResponse { limit, size },
+        }
+    }
+}
+
+/// Serves a request that was just taken; its answer, if it is given here, is noted at the worker.
+#[inline(always)]
+pub(crate) fn serve(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request) {
+    match admit(worker, lane, request) {
+        Ok(index) if !lane.object.permits.is_limited() => run(worker, lane, request, index),
+        Ok(index) => serve_limited(worker, lane, request, index),
+        Err(refused) => refuse(worker, lane, request, refused),
+    }
+}
+
+/// Whether the method exists and this caller may call it now: its index.
+#[inline(always)]
+fn admit(worker: &Worker, lane: &OwnerLane, request: &Request) -> Result<usize, Refused> {
+    let object = &*lane.object;
+    if object.is_withdrawn() {
+        return Err(Refused::Unpublished);
+    }
+    if let Some(message) = object.poison() {
+        return Err(Refused::Poisoned(message.to_owned()));
+    }
+    let index = object.table.find(request.key).ok_or(Refused::UnknownKey)?;
+    if lane.denied.as_ref().is_some_and(|denied| denied[index]) {
+        return Err(Refused::PermissionDenied);
+    }
+    if object.rules.limits.in_flight < 64 && lane.ring.busy() > object.rules.limits.in_flight {
+        return Err(Refused::Overloaded);
+    }
+    if worker.came_late && is_expired(lane, request) {
+        return Err(Refused::DeadlineExceeded);
+    }
+    Ok(index)
+}
+
+/// Whether the caller has stopped waiting, by the clock. Asked only where the request may have lain for a while.
+#[cold]
+fn is_expired(lane: &OwnerLane, request: &Request) -> bool {
+    let deadline_ms = deadline_here(lane, request);
+    deadline_ms != 0 && (deadline_ms.wrapping_sub(clock::now_ms()) as i32) < 0
+}
+
+/// The request's deadline on this process' clock, 0 for none.
+#[inline(always)]
+fn deadline_here(lane: &OwnerLane, request: &Request) -> u32 {
+    match request.deadline_ms {
+        0 => 0,
+        deadline_ms => deadline_ms.wrapping_add(lane.clock_ahead_ms).max(1),
+    }
+}
+
+/// As [`run`], for an object that serves only so many calls at once.
+#[inline(never)]
+fn serve_limited(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, index: usize) {
+    let permits = &lane.object.permits;
+    if permits.is_exclusive() && request.chain().contains(&lane.object.id) {
+        return refuse(worker, lane, request, Refused::WouldDeadlock);
+    }
+    if permits.try_take() {
+        return run(worker, lane, request, index);
+    }
+    let queued = Queued { lane: Arc::clone(lane), request: Box::new(request.clone()) };
+    if let Some(next) = permits.queue(queued) {
+        serve_queued(worker, next);
+    }
+}
+
+/// Runs a request that waited for its object, with the right to run that was taken for it.
+#[cold]
+pub(crate) fn serve_queued(worker: &mut Worker, Queued { lane, request }: Queued) {
+    worker.came_late = true;
+    match admit(worker, &lane, &request) {
+        Ok(index) => run(worker, &lane, &request, index),
+        Err(refused) => {
+            refuse(worker, &lane, &request, refused);
+            give_back(&lane.object);
+        }
+    }
+    lane.after_answers(0);
+}
+
+/// Gives a right to run back; the next request in the queue is run by a worker.
+fn give_back(object: &Hosted) {
+    if object.permits.is_limited()
+        && let Some(next) = object.permits.give_back()
+    {
+        object.engine.pool.enqueue_queued(next);
+    }
+}
+
+#[inline(always)]
+fn run(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, index: usize) {
+    let one_way = request.meta.has(RequestMeta::ONE_WAY);
+    if one_way {
+        lane.object.begin_background();
+        answer_taken(worker, lane, request);
+    } else if !lane.ring.begin(request.slot(), request.wanted) {
+        refuse(worker, lane, request, Refused::Cancelled { executed: Executed::No });
+        return give_back(&lane.object);
+    }
+    let unpacked;
+    let body = match request.spill() {
+        None => request.body(),
+        Some(spill) => match unpack(lane, request, spill) {
+            Ok(bytes) => {
+                unpacked = bytes;
+                &unpacked
+            }
+            Err(refused) => return finish(worker, lane, request, Response::refused(refused)),
+        },
+    };
+    match &lane.object.table.methods()[index].handler {
+        Handler::Plain(handler) => {
+            let state = &lane.object.methods[index];
+            let is_short = state.short.load(Ordering::Relaxed);
+            if !is_short {
+                worker.before_long_method(lane);
+            }
+            let began_ns = (!is_short || worker.is_nth_run(TIMED_RUNS)).then(clock::now_ns);
+            let mut output = output_for(lane, request, one_way);
+            let outcome = {
+                let frame = frame_of(lane, request, one_way);
+                let call = Invocation::new(body, &mut output, &lane.object.budget);
+                context::enter(&frame, || catch_unwind(AssertUnwindSafe(|| handler(call))))
+            };
+            if let Some(began_ns) = began_ns {
+                let is_short_now = clock::now_ns() - began_ns <= SHORT_NS;
+                if is_short_now != is_short {
+                    state.short.store(is_short_now, Ordering::Relaxed);
+                }
+            }
+            match outcome {
+                Ok(Ok(outcome)) if output.spill().is_none() && !one_way => {
+                    lane.count_good_request();
+                    answer_inline(worker, lane, request, status_of(outcome), output.len());
+                    give_back(&lane.object);
+                }
+                Ok(outcome) => {
+                    finish(worker, lane, request, Response::completed(Completed { output, outcome }))
+                }
+                Err(panic) => finish(worker, lane, request, Response::panicked(&lane.object, panic)),
+            }
+        }
+        Handler::Async(handler) => {
+            let call = AsyncInvocation::new(
+                RequestBody::copy_of(body),
+                output_for(lane, request, one_way),
+                lane.object.budget,
+            );
+            run_async(worker, lane, request, one_way, || handler(call));
+        }
+    }
+}
+
+/// Polls an async method once, right here; goes on elsewhere if it is pending.
+#[inline(always)]
+fn run_async(
+    worker: &mut Worker,
+    lane: &Arc<OwnerLane>,
+    request: &Request,
+    one_way: bool,
+    start: impl FnOnce() -> PooledFuture,
+) {
+    let frame = frame_of(lane, request, one_way);
+    #[cfg(feature = "tokio")]
+    let _entered = lane.object.runtime.as_ref().map(tokio::runtime::Handle::enter);
+    let first = context::enter(&frame, || {
+        catch_unwind(AssertUnwindSafe(|| {
+            let mut future = start();
+            // Where it goes on polls it again at once, with a waker that works.
+            match Pin::new(&mut future).poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(completed) => Ok(completed),
+                Poll::Pending => Err(future),
+            }
+        }))
+    });
+    match first {
+        Ok(Ok(Completed { output, outcome: Ok(outcome) })) if output.spill().is_none() && !one_way => {
+            lane.count_good_request();
+            answer_inline(worker, lane, request, status_of(outcome), output.len());
+            give_back(&lane.object);
+        }
+        Ok(Ok(completed)) => finish(worker, lane, request, Response::completed(completed)),
+        Ok(Err(future)) => Task::start(frame.to_served(), future, lane.object.permits.is_limited()),
+        Err(panic) => finish(worker, lane, request, Response::panicked(&lane.object, panic)),
+    }
+}
+
+#[inline(always)]
+fn frame_of<'a>(lane: &'a Arc<OwnerLane>, request: &Request, one_way: bool) -> Frame<'a> {
+    Frame {
+        lane,
+        slot: request.slot(),
+        wanted: request.wanted,
+        one_way,
+        deadline_ms: deadline_here(lane, request),
+        chain: request.chain(),
+    }
+}
+
+/// Where the result is encoded: into the call's slot, or, since nobody reads it, on the heap for a one-way call.
+#[inline(always)]
+fn output_for(lane: &OwnerLane, request: &Request, one_way: bool) -> Output {
+    let limit = lane.object.rules.limits.body_bytes;
+    if one_way {
+        return Output::heap(limit);
+    }
+    // SAFETY: the slot's body is ours from taking the request until answering it, which the busy mark guards even
+    // against a caller that names the slot twice; the memory is mapped as long as the lane, which the worker, or the
+    // ticket of the task, holds for longer than the output.
+    unsafe { Output::new(lane.ring.response_body(request.slot()), RESPONSE_BODY, limit) }
+}
+
+/// Copies a spilled body out.
+#[cold]
+fn unpack(
+    lane: &OwnerLane,
+    request: &Request,
+    spill: Option<crate::ring::layout::Spill>,
+) -> Result<Vec<u8>, Refused> {
+    let limit = lane.object.rules.limits.body_bytes;
+    let size = u64::from(request.len);
+    let garbled = || Refused::BadRequest("the body lies outside of the memory announced".to_owned());
+    let Some(spill) = spill else {
+        lane.violate();
+        return Err(garbled());
+    };
+    if size > limit {
+        return Err(Refused::TooLargeRequest { limit, size });
+    }
+    let mut news = News::default();
+    lane.parcels.unpack(spill, &mut news).map_err(|error| match error {
+        UnpackError::NoMemory => Refused::NoMemory { executed: Executed::No },
+        UnpackError::Violation => {
+            lane.violate();
+            garbled()
+        }
+    })
+}
+
+/// The empty answer that a one-way call gets when it is taken.
+fn answer_taken(worker: &mut Worker, lane: &OwnerLane, request: &Request) {
+    answer_inline(worker, lane, request, Status::Taken, 0);
+    // Its sender may be looking for it before it exits; it does not wait for the method.
+    lane.after_answers(worker.take_answered());
+}
+
+#[inline(always)]
+fn answer_inline(worker: &mut Worker, lane: &OwnerLane, request: &Request, status: Status, len: usize) {
+    let meta = ResponseMeta { status: status as u8, flags: 0, cpu: cpu::current() };
+    lane.answer(request.slot(), request.wanted, meta, len as u32);
+    worker.note_answer(request.slot());
+}
+
+/// Answers without having run the method.
+#[cold]
+#[inline(never)]
+fn refuse(worker: &mut Worker, lane: &OwnerLane, request: &Request, refused: Refused) {
+    if request.meta.has(RequestMeta::ONE_WAY) {
+        return answer_taken(worker, lane, request);
+    }
+    if matches!(refused, Refused::UnknownKey) && request.key == DESCRIBE_KEY {
+        return describe(worker, lane, request);
+    }
+    publish(lane, request.slot(), request.wanted, Response::refused(refused));
+    worker.note_answer(request.slot());
+}
+
+/// Answers with the object's description.
+fn describe(worker: &mut Worker, lane: &OwnerLane, request: &Request) {
+    let mut output = output_for(lane, request, false);
+    let encoded = output.encode(&lane.object.table.description());
+    let outcome = encoded.map(|()| Outcome::Returned).map_err(Refusal::from);
+    publish(lane, request.slot(), request.wanted, Response::completed(Completed { output, outcome }));
+    worker.note_answer(request.slot());
+}
+
+/// Answers after the method, in any way but the shortest.
+#[cold]
+#[inline(never)]
+fn finish(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, response: Response) {
+    let one_way = request.meta.has(RequestMeta::ONE_WAY);
+    let bad = matches!(response.body, Err(Refused::BadRequest(_)));
+    if one_way {
+        drop(response);
+        lane.object.end_background();
+    } else {
+        publish(lane, request.slot(), request.wanted, response);
+        worker.note_answer(request.slot());
+    }
+    if bad && lane.count_bad_request() {
+        lane.violate();
+    } else if !bad {
+        lane.count_good_request();
+    }
+    give_back(&lane.object);
+}
+
+/// Answers from wherever an async method ended.
+pub(crate) fn answer_aside(served: &Served, response: Response, has_permit: bool) {
+    let lane = &served.lane;
+    if served.one_way {
+        drop(response);
+        lane.object.end_background();
+    } else {
+        publish(lane, served.slot, served.wanted, response);
+        lane.after_answers(1 << served.slot);
+    }
+    if has_permit {
+        give_back(&lane.object);
+    }
+}
+
+/// Answers a request that waited in the queue of an object that is now withdrawn.
+pub(crate) fn refuse_withdrawn(Queued { lane, request }: Queued) {
+    if !request.meta.has(RequestMeta::ONE_WAY) {
+        publish(&lane, request.slot(), request.wanted, Response::refused(Refused::Unpublished));
+    } else {
+        let meta = ResponseMeta { status: Status::Taken as u8, flags: 0, cpu: NO_CPU };
+        lane.answer(request.slot(), request.wanted, meta, 0);
+    }
+    lane.after_answers(1 << request.slot());
+}
+
+/// Puts a response into its slot and publishes it, through the arena if it is big.
+fn publish(lane: &OwnerLane, slot: usize, wanted: u32, Response { status, body }: Response) {
+    match body {
+        Ok(output) => match output.spill() {
+            None => answer_len(lane, slot, wanted, status, 0, output.len()),
+            Some(bytes) => publish_spilled(lane, slot, wanted, status, bytes),
+        },
+        Err(refused) => publish_refused(lane, slot, wanted, &refused),
+    }
+}
+
+fn answer_len(lane: &OwnerLane, slot: usize, wanted: u32, status: Status, flags: u8, len: usize) {
+    let meta = ResponseMeta { status: status as u8, flags, cpu: cpu::current() };
+    lane.answer(slot, wanted, meta, len as u32);
+}
+
+fn publish_spilled(lane: &OwnerLane, slot: usize, wanted: u32, status: Status, bytes: &[u8]) {
+    let packed = lane.parcels.pack(bytes).or_else(|error| {
+        // Memory may lie in answers that callers have copied out and nobody has collected.
+        if error == PackError::NoMemory {
+            lane.object.sweep_spilled();
+        }
+        lane.parcels.pack(bytes)
+    });
+    let Ok((spill, chunk)) = packed else {
+        return publish_refused(lane, slot, wanted, &Refused::NoMemory { executed: Executed::Yes });
+    };
+    let words = spill.to_words();
+    lane.ring.write_response(slot, &words);
+    lane.keep_spilled(slot, wanted, chunk);
+    const { assert!(SPILL_LEN == 24) };
+    answer_len(lane, slot, wanted, status, ResponseMeta::SPILLED, bytes.len());
+}
+
+fn publish_refused(lane: &OwnerLane, slot: usize, wanted: u32, refused: &Refused) {
+    let mut output = Output::heap(u64::MAX);
+    // The longest of them are a panic's message or a decoder's sentence; cut if even the arena has no room.
+    let encoded = output.encode(refused).is_ok();
+    let bytes = output.spill().filter(|_| encoded).unwrap_or_default();
+    if bytes.len() > RESPONSE_BODY {
+        return publish_spilled_refusal(lane, slot, wanted, bytes);
+    }
+    lane.ring.write_response_bytes(slot, bytes);
+    answer_len(lane, slot, wanted, Status::Refused, 0, bytes.len());
+}
+
+fn publish_spilled_refusal(lane: &OwnerLane, slot: usize, wanted: u32, bytes: &[u8]) {
+    match lane.parcels.pack(bytes) {
+        Ok((spill, chunk)) => {
+            lane.ring.write_response(slot, &spill.to_words());
+            lane.keep_spilled(slot, wanted, chunk);
+            answer_len(lane, slot, wanted, Status::Refused, ResponseMeta::SPILLED, bytes.len());
+        }
+        Err(_) => publish_refused(lane, slot, wanted, &Refused::NoMemory { executed: Executed::Unknown }),
+    }
+}
+
+/// What a panic says, and what it does to the object.
+#[cold]
+fn panicked(object: &Hosted, panic: Box<dyn Any + Send>) -> Refused {
+    let message = match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
+        (Some(message), _) => (*message).to_owned(),
+        (_, Some(message)) => message.clone(),
+        _ => "a value that is no text".to_owned(),
+    };
+    // Dropping what was thrown may throw again; then it is leaked, which is all that can be done.
+    if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
+        std::mem::forget(again);
+    }
+    object.note_panic(&message);
+    Refused::Panicked(message)
+}

@@ -1,0 +1,319 @@
+//! One published object: its methods, its rules, and the lanes of its callers.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::task::Waker;
+
+use parking_lot::Mutex;
+
+use super::dispatch;
+use super::lane::OwnerLane;
+use super::permits::Permits;
+use super::task::Task;
+use crate::access::Access;
+use crate::bus::BusInner;
+use crate::engine::Engine;
+use crate::object::MethodTable;
+use crate::ring::layout::{CLOSING, OPEN, REPLACED};
+use crate::sys::socket::Credentials;
+use crate::wire::budget::Budget;
+use crate::wire::key::name_hash;
+
+/// What a caller may use of an object's process. Beyond a limit it gets an error of its own; nobody else notices.
+///
+/// ```
+/// let limits = objbus::Limits { in_flight: 8, ..objbus::Limits::default() };
+/// assert!(limits.lanes_per_process > 0);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Callers (processes times buses opened in them) that an object serves at once; beyond: `TooManyCallers`.
+    pub lanes: usize,
+    /// Of these, how many one process may hold.
+    pub lanes_per_process: usize,
+    /// Calls of one caller taken and not answered; beyond: `Overloaded`. At most 64 can be.
+    pub in_flight: u32,
+    /// Bytes of one request or one response, encoded; beyond: `TooLarge`.
+    pub body_bytes: u64,
+    /// Bytes that decoding any request may allocate; beyond: `BadRequest`.
+    pub decode_bytes: u64,
+    /// Further bytes for each byte of the request.
+    pub decode_bytes_per_byte: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            lanes: 16_384,
+            lanes_per_process: 4_096,
+            in_flight: 64,
+            body_bytes: 256 << 20,
+            decode_bytes: 16 << 20,
+            decode_bytes_per_byte: 64,
+        }
+    }
+}
+
+impl Limits {
+    pub(crate) fn budget(&self) -> Budget {
+        Budget { heap: self.decode_bytes, heap_per_byte: self.decode_bytes_per_byte, ..Budget::default() }
+    }
+}
+
+/// What happens to an object one of whose methods panicked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PanicPolicy {
+    /// The call gets `MethodPanicked`; the object goes on serving.
+    #[default]
+    Continue,
+    /// The same, and all later calls get `MethodPanicked { executed: No }`: its state may be half-changed.
+    Poison,
+}
+
+/// How an object is published.
+pub(crate) struct Rules {
+    pub workers: usize,
+    pub access: Access,
+    pub method_access: HashMap<String, Access>,
+    pub limits: Limits,
+    pub on_panic: PanicPolicy,
+}
+
+/// Facts about one method that change while it serves.
+pub(crate) struct MethodState {
+    /// Its last measured run took no longer than a few microseconds, so it may run without handing lanes over.
+    pub short: AtomicBool,
+}
+
+pub(crate) struct Hosted {
+    /// Names the object in call chains; never 0, not used again.
+    pub id: u64,
+    pub name: String,
+    pub table: MethodTable,
+    pub methods: Box<[MethodState]>,
+    pub rules: Rules,
+    pub budget: Budget,
+    pub permits: Permits,
+    pub bus: Weak<BusInner>,
+    #[cfg(feature = "tokio")]
+    pub runtime: Option<tokio::runtime::Handle>,
+    pub engine: &'static Engine,
+    closing: AtomicU32,
+    poison: OnceLock<String>,
+    lanes: Mutex<HashMap<u64, Arc<OwnerLane>>>,
+    /// Async methods under way, so that a withdrawn caller's can be polled again to see it.
+    pub tasks: Mutex<HashMap<u64, Weak<Task>>>,
+    /// One-way calls being run: they are answered already, so no slot shows them.
+    background: AtomicUsize,
+    /// Waits until nothing runs any more.
+    idle: Mutex<Vec<Waker>>,
+    violations: AtomicU64,
+}
+
+/// What [`Hosted::new`] needs.
+pub(crate) struct Parts {
+    pub name: String,
+    pub table: MethodTable,
+    pub rules: Rules,
+    pub bus: Weak<BusInner>,
+    pub engine: &'static Engine,
+}
+
+impl Hosted {
+    pub fn new(parts: Parts) -> Hosted {
+        let methods = parts.table.methods().iter().map(|_| MethodState { short: AtomicBool::new(false) });
+        Hosted {
+            id: fresh_id(),
+            name: parts.name,
+            methods: methods.collect(),
+            table: parts.table,
+            budget: parts.rules.limits.budget(),
+            permits: Permits::new(parts.rules.workers),
+            rules: parts.rules,
+            bus: parts.bus,
+            #[cfg(feature = "tokio")]
+            runtime: tokio::runtime::Handle::try_current().ok(),
+            engine: parts.engine,
+            closing: AtomicU32::new(OPEN),
+            poison: OnceLock::new(),
+            lanes: Mutex::default(),
+            tasks: Mutex::default(),
+            background: AtomicUsize::new(0),
+            idle: Mutex::default(),
+            violations: AtomicU64::new(0),
+        }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether the object is being withdrawn or was taken over.
+    #[inline(always)]
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed) != OPEN
+    }
+
+    /// Whether calls in the rings are to be refused instead of run.
+    #[inline(always)]
+    pub fn is_withdrawn(&self) -> bool {
+        self.closing.load(Ordering::Relaxed) == CLOSING
+    }
+
+    /// The message of the panic that poisoned the object.
+    #[inline(always)]
+    pub fn poison(&self) -> Option<&str> {
+        self.poison.get().map(String::as_str)
+    }
+
+    /// A method panicked.
+    pub fn note_panic(&self, message: &str) {
+        if self.rules.on_panic == PanicPolicy::Poison {
+            let _ = self.poison.set(message.to_owned());
+        }
+    }
+
+    pub fn count_violation(&self) {
+        self.violations.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Callers that broke the protocol so far.
+    pub fn violations(&self) -> u64 {
+        self.violations.load(Ordering::Relaxed)
+    }
+
+    /// Hash of the name and key of each method, as a caller is told.
+    pub fn keys(&self) -> Vec<(u64, u64)> {
+        self.table
+            .methods()
+            .iter()
+            .map(|method| (name_hash(&method.signature.name), method.signature.key))
+            .collect()
+    }
+
+    /// Per method whether this caller is excluded from it; `None` if from none.
+    pub fn denied_methods(&self, who: &Credentials, groups: &[u32]) -> Option<Box<[bool]>> {
+        let rules = &self.rules.method_access;
+        let denied = |name: &str| rules.get(name).is_some_and(|access| !access.admits(who, groups));
+        let denied: Box<[bool]> =
+            self.table.methods().iter().map(|method| denied(&method.signature.name)).collect();
+        denied.contains(&true).then_some(denied)
+    }
+
+    /// Whether any rule asks for the caller's supplementary groups.
+    pub fn asks_for_groups(&self) -> bool {
+        self.rules.access.names_groups() || self.rules.method_access.values().any(Access::names_groups)
+    }
+
+    /// Whether one more lane with this process may be made.
+    pub fn has_room_for(&self, pid: u32) -> bool {
+        let lanes = self.lanes.lock();
+        let of_process = lanes.values().filter(|lane| lane.peer.credentials.pid == pid).count();
+        lanes.len() < self.rules.limits.lanes && of_process < self.rules.limits.lanes_per_process
+    }
+
+    /// Enters a lane; `false` if the object was withdrawn meanwhile.
+    pub fn add_lane(&self, lane: &Arc<OwnerLane>) -> bool {
+        let mut lanes = self.lanes.lock();
+        if self.is_closing() {
+            return false;
+        }
+        lanes.insert(lane.bell_token, Arc::clone(lane));
+        true
+    }
+
+    /// Nothing runs on the lane any more and nothing new will.
+    pub fn lane_is_idle(&self, lane: &OwnerLane) {
+        let removed = self.lanes.lock().remove(&lane.bell_token);
+        if let Some(lane) = removed {
+            lane.disconnect(self.engine);
+        }
+        self.wake_if_idle();
+    }
+
+    /// Callers connected at present.
+    pub fn callers(&self) -> usize {
+        self.lanes.lock().len()
+    }
+
+    /// Counts a one-way call that begins to run.
+    pub fn begin_background(&self) {
+        self.background.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Counts one that has ended.
+    pub fn end_background(&self) {
+        self.background.fetch_sub(1, Ordering::AcqRel);
+        if self.is_closing() {
+            self.wake_if_idle();
+        }
+    }
+
+    /// Whether the object is withdrawn and nothing of it runs any more.
+    pub fn is_idle(&self) -> bool {
+        self.is_closing() && self.background.load(Ordering::Acquire) == 0 && self.lanes.lock().is_empty()
+    }
+
+    /// Wakes `waker` once the object is idle; look at [`is_idle`](Self::is_idle) after this call.
+    pub fn on_idle(&self, waker: &Waker) {
+        self.idle.lock().push(waker.clone());
+    }
+
+    fn wake_if_idle(&self) {
+        if self.is_idle() {
+            let waiting = std::mem::take(&mut *self.idle.lock());
+            waiting.into_iter().for_each(Waker::wake);
+        }
+    }
+
+    /// Takes no new calls from now on. Those in the rings are refused when `how` is [`CLOSING`], still run when it is
+    /// [`REPLACED`]; those being run end as they will.
+    pub fn close(&self, how: u32) {
+        debug_assert!(how == CLOSING || how == REPLACED);
+        let lanes: Vec<_> = {
+            let lanes = self.lanes.lock();
+            if self.closing.compare_exchange(OPEN, how, Ordering::SeqCst, Ordering::Relaxed).is_err() {
+                return;
+            }
+            lanes.values().cloned().collect()
+        };
+        for lane in &lanes {
+            lane.announce_closing(how);
+        }
+        if how == CLOSING {
+            self.permits.drain().into_iter().for_each(dispatch::refuse_withdrawn);
+        }
+        // A worker empties each ring and settles its lane.
+        lanes.into_iter().for_each(|lane| self.engine.pool.enqueue(lane));
+        self.wake_if_idle();
+    }
+
+    /// Whether async methods are under way.
+    pub fn has_tasks(&self) -> bool {
+        !self.tasks.lock().is_empty()
+    }
+
+    /// Polls the async methods that `lane`'s caller has given up once more, so that they end.
+    pub fn cancel_withdrawn(&self, lane: &OwnerLane) {
+        let tasks: Vec<_> = self.tasks.lock().values().filter_map(Weak::upgrade).collect();
+        tasks.iter().filter(|task| task.is_withdrawn_from(lane)).for_each(Task::schedule);
+    }
+
+    /// Frees spilled answers that callers have copied out, when memory is short.
+    pub fn sweep_spilled(&self) {
+        let lanes: Vec<_> = self.lanes.lock().values().cloned().collect();
+        lanes.iter().for_each(|lane| lane.sweep_spilled());
+    }
+}
+
+/// An id that no other object of this machine's present boot is likely to have.
+fn fresh_id() -> u64 {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+    let pid = u64::from(std::process::id());
+    let mixed = (crate::sys::clock::now_ns() ^ pid << 40)
+        .wrapping_add(count << 20)
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed ^ mixed >> 32 | 1
+}

@@ -1,0 +1,255 @@
+//! The owner's end of one lane: one caller process and one published object.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+
+use parking_lot::Mutex;
+use rustix::event::epoll::EventFlags;
+
+use super::hosted::Hosted;
+use crate::blob::arena::Chunk;
+use crate::engine::{Engine, Source, Token};
+use crate::parcels::{News, Parcels};
+use crate::peer::{Mourner, Peer};
+use crate::ring::layout::{AWAKE, CLOSING, ON_FUTEX, OPEN, REPLACED, ResponseMeta};
+use crate::ring::owner::OwnerRing;
+use crate::sys::eventfd::Doorbell;
+use crate::sys::memfd::Mapping;
+use crate::sys::socket;
+
+/// The caller is there.
+const LIVE: u8 = 0;
+/// The caller is gone: what it published is still run, nothing new comes.
+const GONE: u8 = 1;
+/// The caller broke the protocol, or all is over: nothing is taken any more.
+const CLOSED: u8 = 2;
+
+/// Bodies in a row that did not decode, after which a caller is taken for broken.
+const BAD_REQUESTS_MAX: u32 = 10;
+
+pub(crate) struct OwnerLane {
+    pub ring: OwnerRing,
+    /// Under the ring's pointers; dropped after it.
+    _memory: [Mapping; 2],
+    pub object: Arc<Hosted>,
+    pub peer: Arc<Peer>,
+    pub parcels: Parcels,
+    pub doorbell: Doorbell,
+    /// Per method, whether this caller may not call it; `None`: it may call all.
+    pub denied: Option<Box<[bool]>>,
+    /// Milliseconds that this process' CLOCK_MONOTONIC is ahead of the caller's.
+    pub clock_ahead_ms: u32,
+    /// The worker that looks at this lane by itself; 0: none.
+    pub poller: AtomicU32,
+    /// Rings in a row without a request.
+    pub empty_rings: AtomicU32,
+    /// Names the lane in the pool's epoll set.
+    pub bell_token: u64,
+    state: AtomicU8,
+    /// The last arm number that a wake was sent for.
+    woken_arm: AtomicU32,
+    bad_requests: AtomicU32,
+    /// Per slot the chunk of its last spilled answer, until the caller has copied it.
+    spilled: Mutex<HashMap<usize, (u32, Chunk)>>,
+    socket_token: Mutex<Option<Token>>,
+}
+
+/// What a lane is made of, after the handshake.
+pub(crate) struct Parts {
+    pub ring: OwnerRing,
+    pub memory: [Mapping; 2],
+    pub object: Arc<Hosted>,
+    pub peer: Arc<Peer>,
+    pub parcels: Parcels,
+    pub doorbell: Doorbell,
+    pub denied: Option<Box<[bool]>>,
+    pub clock_ahead_ms: u32,
+    pub bell_token: u64,
+}
+
+impl OwnerLane {
+    pub fn new(parts: Parts) -> OwnerLane {
+        OwnerLane {
+            ring: parts.ring,
+            _memory: parts.memory,
+            object: parts.object,
+            peer: parts.peer,
+            parcels: parts.parcels,
+            doorbell: parts.doorbell,
+            denied: parts.denied,
+            clock_ahead_ms: parts.clock_ahead_ms,
+            poller: AtomicU32::new(0),
+            empty_rings: AtomicU32::new(0),
+            bell_token: parts.bell_token,
+            state: AtomicU8::new(LIVE),
+            woken_arm: AtomicU32::new(AWAKE),
+            bad_requests: AtomicU32::new(0),
+            spilled: Mutex::default(),
+            socket_token: Mutex::new(None),
+        }
+    }
+
+    /// Starts to watch the caller's end and its process.
+    pub fn watch(self: &Arc<Self>, engine: &'static Engine) -> Result<(), rustix::io::Errno> {
+        let events = EventFlags::IN | EventFlags::RDHUP;
+        *self.socket_token.lock() = Some(engine.add(&self.parcels.socket, events, self.clone())?);
+        self.peer.on_death(engine, self);
+        Ok(())
+    }
+
+    /// Whether requests may be taken: the caller is there, or what it left is to be drained.
+    #[inline(always)]
+    pub fn is_open(&self) -> bool {
+        self.state.load(Ordering::Relaxed) != CLOSED
+    }
+
+    /// Whether nobody waits for the answer of this call any more.
+    pub fn is_given_up(&self, slot: usize, wanted: u32) -> bool {
+        self.state.load(Ordering::Acquire) != LIVE || self.ring.is_withdrawn(slot, wanted)
+    }
+
+    /// Publishes the response in the slot's body and wakes who waits, as far as seen without a fence. Then
+    /// [`after_answers`](Self::after_answers).
+    #[inline(always)]
+    pub fn answer(&self, slot: usize, wanted: u32, meta: ResponseMeta, len: u32) {
+        self.ring.answer(slot, wanted, meta, len);
+        self.wake_if_asleep(slot);
+    }
+
+    /// One fence for the answers given since the last in the slots of `answered` (bits), and what must follow it.
+    #[inline(always)]
+    pub fn after_answers(&self, mut answered: u64) {
+        self.ring.fence_answers();
+        while answered != 0 {
+            self.wake_if_asleep(answered.trailing_zeros() as usize);
+            answered &= answered - 1;
+        }
+        if self.is_ending() {
+            self.settle();
+        }
+    }
+
+    /// Wakes who waits for the answer in `slot`, if anybody.
+    #[inline(always)]
+    fn wake_if_asleep(&self, slot: usize) {
+        if self.ring.sleeper(slot) != AWAKE {
+            self.wake_sleeper(slot);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wake_sleeper(&self, slot: usize) {
+        match self.ring.sleeper(slot) {
+            AWAKE => {}
+            ON_FUTEX => self.ring.wake(slot),
+            // One word for all tasks that armed themselves with this number.
+            arm => {
+                if self.woken_arm.swap(arm, Ordering::AcqRel) != arm {
+                    self.parcels.send_wake();
+                }
+            }
+        }
+    }
+
+    /// Ends the lane if there is nothing left to do on it.
+    ///
+    /// It closes under the ring's lock, so that no other worker can begin a call whose caller has seen the lane end and
+    /// was told that the call did not run. A worker that holds the lock comes here itself once it has let go of it.
+    #[cold]
+    pub fn settle(&self) {
+        let Some(taker) = self.ring.try_lock() else { return };
+        let is_over = self.state.load(Ordering::Acquire) != LIVE || self.object.is_closing();
+        if !is_over || self.ring.is_busy() || (self.is_open() && self.ring.has_request()) {
+            return;
+        }
+        self.state.store(CLOSED, Ordering::Release);
+        drop(taker);
+        self.object.lane_is_idle(self);
+    }
+
+    /// Whether the lane may have to be settled: its caller or its object goes.
+    #[inline(always)]
+    pub fn is_ending(&self) -> bool {
+        self.state.load(Ordering::Relaxed) != LIVE || self.object.is_closing()
+    }
+
+    /// Keeps the chunk of a spilled answer until the caller has copied it out.
+    pub fn keep_spilled(&self, slot: usize, wanted: u32, chunk: Chunk) {
+        let mut spilled = self.spilled.lock();
+        spilled.retain(|slot, (wanted, _)| self.ring.released(*slot) != *wanted);
+        spilled.insert(slot, (wanted, chunk));
+    }
+
+    /// Frees the chunks that the caller is done with.
+    pub fn sweep_spilled(&self) {
+        self.spilled.lock().retain(|slot, (wanted, _)| self.ring.released(*slot) != *wanted);
+    }
+
+    /// Counts a body that did not decode; `true` when there were too many in a row.
+    pub fn count_bad_request(&self) -> bool {
+        self.bad_requests.fetch_add(1, Ordering::Relaxed) + 1 >= BAD_REQUESTS_MAX
+    }
+
+    #[inline(always)]
+    pub fn count_good_request(&self) {
+        if self.bad_requests.load(Ordering::Relaxed) != 0 {
+            self.bad_requests.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// The caller broke the protocol: takes nothing more from it and tells it so, as far as it can be told.
+    #[cold]
+    pub fn violate(&self) {
+        self.object.count_violation();
+        self.state.store(CLOSED, Ordering::Release);
+        self.ring.close(crate::ring::layout::BROKEN);
+        self.object.lane_is_idle(self);
+    }
+
+    /// Tells the caller that no new calls are taken, in the way `how` ([`CLOSING`] or [`REPLACED`]).
+    pub fn announce_closing(&self, how: u32) {
+        debug_assert!(how == CLOSING || how == REPLACED);
+        debug_assert_ne!(how, OPEN);
+        self.ring.close(how);
+    }
+
+    /// Frees what the engine holds of the lane and ends the socket for every process that has it.
+    pub fn disconnect(&self, engine: &'static Engine) {
+        self.state.store(CLOSED, Ordering::Release);
+        if let Some(token) = self.socket_token.lock().take() {
+            engine.remove(token, &self.parcels.socket);
+        }
+        engine.pool.remove_lane(self);
+        socket::shutdown(&self.parcels.socket);
+    }
+
+    /// The caller's end is closed or its process is dead: drains what it published, then ends.
+    fn caller_is_gone(self: &Arc<Self>, engine: &'static Engine) {
+        if let Some(token) = self.socket_token.lock().take() {
+            engine.remove(token, &self.parcels.socket);
+        }
+        if self.state.compare_exchange(LIVE, GONE, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            // A worker drains the ring and settles the lane, whether there is something in it or not.
+            engine.pool.enqueue(Arc::clone(self));
+        }
+    }
+}
+
+impl Source for OwnerLane {
+    fn ready(self: Arc<Self>, engine: &'static Engine, events: EventFlags) {
+        let News { ended, violated, .. } = self.parcels.read_socket();
+        if violated {
+            self.violate();
+        } else if ended || events.intersects(EventFlags::HUP | EventFlags::ERR) {
+            self.caller_is_gone(engine);
+        }
+    }
+}
+
+impl Mourner for OwnerLane {
+    fn peer_died(self: Arc<Self>, engine: &'static Engine) {
+        self.caller_is_gone(engine);
+    }
+}

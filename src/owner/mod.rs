@@ -1,0 +1,14 @@
+//! The owner's side: requests come out of the lanes, methods run, answers go back.
+//!
+//! [`pool`] decides which thread looks where; [`dispatch`] takes one request through its method to its answer; a
+//! [`lane::OwnerLane`] is one caller process connected with one [`hosted::Hosted`] object; [`task`] carries async
+//! methods that did not end at once; [`context`] is what a method can ask about its call.
+
+pub(crate) mod context;
+pub(crate) mod dispatch;
+pub(crate) mod hosted;
+pub(crate) mod lane;
+pub(crate) mod listener;
+pub(crate) mod permits;
+pub(crate) mod pool;
+pub(crate) mod task;

@@ -1,0 +1,274 @@
+//! One call, from its arguments to its result.
+//!
+//! Making the value encodes the arguments; nothing of the user's runs after that until the result is decoded, so a
+//! `Serialize` that panics or blocks harms its own call only. Sending it is: reserve a slot, publish, ring if need be.
+//! Then it waits, on the thread or as a future; dropped before the answer, it gives the call up.
+
+use std::convert::Infallible;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::Absent;
+use super::answer::Answer;
+use super::flight::{Flight, Step};
+use super::link::Link;
+use crate::error::{BusError, CallError, Executed};
+use crate::owner::context;
+use crate::ring::buffer::RequestBuffer;
+use crate::ring::layout::{CHAIN_WORDS, REQUEST_BODY, RequestMeta};
+use crate::wire::errors::OwnError;
+use crate::wire::output::{EncodeError, Encoded, encode_request};
+
+/// A call that is made, but not yet sent.
+///
+/// It is sent by [`wait`](Call::wait), by awaiting it, or by [`send`](Call::send). It borrows nothing: keep it, move it to
+/// another thread, spawn it. Dropped before it is sent, it does nothing; dropped after, it cancels the call:
+/// a call that has not begun never will, a running one sees [`CallContext::cancelled`](crate::CallContext::cancelled).
+///
+/// `E` is the method's own error; see [`CallError`].
+///
+/// ```
+/// # #[derive(Clone)] struct Math;
+/// # #[objbus::object] impl Math { pub fn pow(&self, x: f64, y: f64) -> f64 { x.powf(y) } }
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+///
+/// let bus = objbus::Bus::in_memory();
+/// let _published = bus.publish("math", Math)?;
+/// let math: MathProxy = bus.proxy("math").wait()?;
+///
+/// assert_eq!(math.pow(2.0, 10.0).wait()?, 1024.0);
+/// assert_eq!(math.pow(2.0, 0.5).timeout(Duration::from_millis(50)).wait()?, 2_f64.sqrt());
+/// # Ok(()) }
+/// ```
+#[must_use = "a call does nothing until it is sent: wait for it, await it, or send it"]
+pub struct Call<T, E = Infallible> {
+    raw: RawCall,
+    returns: PhantomData<fn() -> (T, E)>,
+}
+
+/// A call without its types.
+pub(crate) struct RawCall {
+    pub link: Arc<Link>,
+    pub request: Prepared,
+    flight: Flight,
+    /// What went wrong when the call was made; told when it is sent.
+    failure: Option<Box<BusError>>,
+}
+
+/// A request, ready to be sent as often as it takes to find an owner that begins it.
+pub(crate) struct Prepared {
+    pub key: u64,
+    pub method: &'static str,
+    pub body: RequestBuffer,
+    pub len: u32,
+    pub flags: u8,
+    /// The whole body, where it does not fit the cell.
+    pub spill: Option<Box<[u8]>>,
+    pub timeout: Duration,
+    pub absent: Absent,
+    /// Fails with `Overloaded` rather than wait for a slot.
+    pub immediate: bool,
+}
+
+/// How a proxy calls, copied into each call.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Style {
+    pub timeout: Duration,
+    pub absent: Absent,
+}
+
+impl RawCall {
+    /// Encodes the arguments.
+    #[inline(always)]
+    pub fn new<A: Serialize + ?Sized>(
+        link: &Arc<Link>,
+        key: u64,
+        method: &'static str,
+        style: Style,
+        arguments: &A,
+    ) -> RawCall {
+        let mut request = Prepared {
+            key,
+            method,
+            body: RequestBuffer::new(),
+            len: 0,
+            flags: 0,
+            spill: None,
+            timeout: style.timeout,
+            absent: style.absent,
+            immediate: false,
+        };
+        let failure = match encode_request(arguments, request.body.bytes(), link.bus.body_limit()) {
+            Ok(Encoded::Inline(len)) => {
+                request.body.close(len);
+                request.len = len as u32;
+                None
+            }
+            Ok(Encoded::Spilled(bytes)) => request.set_spilled(bytes),
+            Err(error) => Some(unencodable(error)),
+        };
+        if let Some(inherited) = context::inherited() {
+            request.inherit(&inherited);
+        }
+        RawCall { link: Arc::clone(link), request, flight: Flight::unsent(), failure }
+    }
+
+    /// Sends the call and waits for the answer on this thread.
+    #[inline(always)]
+    fn wait(&mut self) -> Result<Answer, BusError> {
+        if let Some(failure) = self.failure.take() {
+            return Err(*failure);
+        }
+        self.flight.wait(&self.link, &self.request)
+    }
+
+    fn send(&mut self) -> Result<(), BusError> {
+        if let Some(failure) = self.failure.take() {
+            return Err(*failure);
+        }
+        self.request.flags |= RequestMeta::ONE_WAY;
+        self.flight.send_one_way(&self.link, &self.request)
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answer, BusError>> {
+        if let Some(failure) = self.failure.take() {
+            return Poll::Ready(Err(*failure));
+        }
+        match self.flight.poll(&self.link, &self.request, cx) {
+            Step::Done(result) => Poll::Ready(result),
+            Step::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for RawCall {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if self.flight.is_out() {
+            self.flight.give_up(&self.link);
+        }
+    }
+}
+
+impl Prepared {
+    #[cold]
+    fn set_spilled(&mut self, bytes: Vec<u8>) -> Option<Box<BusError>> {
+        let Ok(len) = u32::try_from(bytes.len()) else {
+            let (limit, size) = (u64::from(u32::MAX), bytes.len() as u64);
+            return Some(Box::new(CallError::TooLarge { limit, size, executed: Executed::No }));
+        };
+        self.len = len;
+        self.flags |= RequestMeta::SPILLED;
+        self.spill = Some(bytes.into_boxed_slice());
+        None
+    }
+
+    /// Made inside a method: the call keeps to that one's deadline and names the objects it comes through.
+    #[cold]
+    fn inherit(&mut self, inherited: &context::Inherited) {
+        if let Some(left) = inherited.left() {
+            self.timeout = self.timeout.min(left);
+        }
+        let len = self.len as usize;
+        if self.spill.is_none() && len > REQUEST_BODY - CHAIN_WORDS * 8 {
+            // The chain takes the end of the cell, so the body moves out.
+            // SAFETY: `close(len)` was told that the first `len` bytes are initialised.
+            let bytes = self.body.bytes()[..len].iter().map(|byte| unsafe { byte.assume_init() }).collect();
+            let _fits = self.set_spilled(bytes);
+        }
+        self.body.set_chain(&inherited.chain);
+        self.flags |= RequestMeta::CHAIN;
+    }
+}
+
+#[cold]
+fn unencodable(error: EncodeError) -> Box<BusError> {
+    let executed = Executed::No;
+    Box::new(match error {
+        EncodeError::TooLarge { limit, size } => CallError::TooLarge { limit, size, executed },
+        EncodeError::Unencodable(why) => CallError::BadRequest { reason: why.to_owned(), executed },
+    })
+}
+
+impl<T: DeserializeOwned + 'static, E: OwnError> Call<T, E> {
+    #[inline(always)]
+    pub(crate) fn new(raw: RawCall) -> Call<T, E> {
+        Call { raw, returns: PhantomData }
+    }
+
+    /// Sends the call and blocks until its result is there, or the time-out is over.
+    ///
+    /// # Errors
+    ///
+    /// The method's own error, or the bus's with its [`Executed`].
+    #[inline]
+    pub fn wait(mut self) -> Result<T, CallError<E>> {
+        let answer = self.raw.wait().map_err(BusError::widen)?;
+        answer.decode(&self.raw.link, self.raw.request.key, self.raw.request.method)
+    }
+
+    /// As [`wait`](Call::wait), but `Overloaded` at once where the call would have to wait for one of the caller's 64 in
+    /// flight to end.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait`](Call::wait).
+    pub fn try_wait(self) -> Result<T, CallError<E>> {
+        self.immediate().wait()
+    }
+
+    /// Makes sending fail with `Overloaded` where it would have to wait for one of the 64 calls that can be in flight.
+    pub fn immediate(mut self) -> Call<T, E> {
+        self.raw.request.immediate = true;
+        self
+    }
+
+    /// Limits this call, from its sending to its answer; the proxy's time-out otherwise. `Duration::MAX` is no limit.
+    ///
+    /// Inside a method, the deadline of the call being served holds too.
+    pub fn timeout(mut self, timeout: Duration) -> Call<T, E> {
+        let left = context::inherited().and_then(|inherited| inherited.left());
+        self.raw.request.timeout = left.map_or(timeout, |left| timeout.min(left));
+        self
+    }
+
+    /// Sends the call without waiting for its result: one way.
+    ///
+    /// Once this returns `Ok`, the method runs even if this process ends at once, as long as the owner lives. What comes of it
+    /// is not told. Blocks only where all 64 slots are taken (see [`immediate`](Call::immediate)).
+    ///
+    /// # Errors
+    ///
+    /// Where it could not be sent; the method did not run then.
+    pub fn send(mut self) -> Result<(), BusError> {
+        self.raw.send()
+    }
+}
+
+impl<T: DeserializeOwned + 'static, E: OwnError> Future for Call<T, E> {
+    type Output = Result<T, CallError<E>>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let raw = &mut self.get_mut().raw;
+        raw.poll(cx).map(|result| match result {
+            Ok(answer) => answer.decode(&raw.link, raw.request.key, raw.request.method),
+            Err(error) => Err(error.widen()),
+        })
+    }
+}
+
+impl<T, E> std::fmt::Debug for Call<T, E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Call")
+            .field("object", &self.raw.link.name)
+            .field("method", &self.raw.request.method)
+            .finish()
+    }
+}

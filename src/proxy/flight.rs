@@ -1,0 +1,494 @@
+//! A call between its sending and its end: which slot it holds, and how it waits.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use super::Absent;
+use super::answer::Answer;
+use super::call::Prepared;
+use super::lane::{Ended, Fate, Lane, Sent};
+use super::link::{Attempt, Link, NoSlot, Queued};
+use super::port::Port;
+use crate::engine::Token;
+use crate::error::{BusError, CallError, ConnectError, Executed};
+use crate::parcels::PackError;
+use crate::park::Parker;
+use crate::ring::caller::{Header, Look};
+use crate::ring::layout::ResponseMeta;
+use crate::sys::{clock, cpu};
+
+/// Time-outs below this are measured from a precise clock; reading it costs a tenth of a hot call, and the coarse clock is
+/// exact to a tick.
+const PRECISE_BELOW: Duration = Duration::from_millis(100);
+/// Looks for a one-way call to be taken, before the owner is rung to make sure: about two round trips.
+const LOOKS_FOR_TAKEN: u32 = 32;
+
+/// A call's way.
+pub(crate) struct Flight {
+    state: State,
+    /// CLOCK_MONOTONIC; 0 until the first attempt to send.
+    deadline_ns: u64,
+    /// Wakes the task at the deadline.
+    alarm: Option<(u64, Token)>,
+    /// Registered in the queue for a slot.
+    queued: Option<Queued>,
+    attempt: Option<Arc<Attempt>>,
+    /// A task is registered for the answer.
+    is_armed: bool,
+}
+
+enum State {
+    Unsent,
+    /// Holds `slot` of `port`.
+    Out {
+        port: NonNull<Port>,
+        slot: usize,
+        sent: Sent,
+    },
+    Ended,
+}
+
+// SAFETY: the pointer is to a port of the link that the call holds, and ports are Sync; a slot is bound to no thread.
+unsafe impl Send for Flight {}
+// SAFETY: nothing is done through a shared reference.
+unsafe impl Sync for Flight {}
+
+/// What a poll gives.
+pub(crate) enum Step {
+    Done(Result<Answer, BusError>),
+    Pending,
+}
+
+/// What to do after a call's end without an answer.
+enum Verdict {
+    Fail(BusError),
+    /// It did not run and another owner has the name: send it there.
+    Resend,
+}
+
+impl Flight {
+    #[inline(always)]
+    pub fn unsent() -> Flight {
+        Flight {
+            state: State::Unsent,
+            deadline_ns: 0,
+            alarm: None,
+            queued: None,
+            attempt: None,
+            is_armed: false,
+        }
+    }
+
+    /// Whether the call is sent and not ended, so that dropping it means something.
+    #[inline(always)]
+    pub fn is_out(&self) -> bool {
+        matches!(self.state, State::Out { .. }) || self.alarm.is_some() || self.queued.is_some()
+    }
+
+    /// Sends and waits on this thread.
+    #[inline(always)]
+    pub fn wait(&mut self, link: &Arc<Link>, request: &Prepared) -> Result<Answer, BusError> {
+        self.start_clock(request.timeout);
+        loop {
+            let (port, slot) = match link.reserve() {
+                Ok(reserved) => reserved,
+                Err(why) => self.reserve_blocking(link, request, why)?,
+            };
+            // SAFETY: we hold the slot until `answered` or `ended`, below.
+            let lane = unsafe { port.lane() };
+            let sent = self.publish(link, request, port, slot, lane)?;
+            match lane.wait(slot, sent, self.deadline_ns) {
+                Ok(()) => return self.answered(link, port, slot, lane, sent),
+                Err(ended) => match self.ended(link, port, slot, lane, ended) {
+                    Verdict::Fail(error) => return Err(error),
+                    Verdict::Resend => {}
+                },
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn start_clock(&mut self, timeout: Duration) {
+        if self.deadline_ns != 0 {
+            return;
+        }
+        let start_ns = if timeout < PRECISE_BELOW {
+            clock::now_ns()
+        } else {
+            clock::coarse_ns() + *clock::COARSE_TICK_NS
+        };
+        // u64 holds 584 years, so anything longer is none.
+        self.deadline_ns = start_ns.saturating_add(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// Puts the request into the ring and rings if need be.
+    #[inline(always)]
+    fn publish(
+        &mut self,
+        link: &Arc<Link>,
+        request: &Prepared,
+        port: &Port,
+        slot: usize,
+        lane: &Arc<Lane>,
+    ) -> Result<Sent, BusError> {
+        let header = Header {
+            key: request.key,
+            flags: request.flags,
+            cpu: cpu::current(),
+            deadline_ms: deadline_ms(self.deadline_ns, lane.owner_ahead_ms),
+            len: request.len,
+        };
+        if request.spill.is_some() {
+            self.publish_spilled(link, request, port, slot, lane, header)?;
+        } else {
+            // SAFETY: a RequestBuffer keeps what the flags and the length promise initialised.
+            unsafe { lane.ring.publish(slot, header, request.body.words()) };
+        }
+        let sent = lane.ring_if_asleep();
+        self.state = State::Out { port: NonNull::from(port), slot, sent };
+        Ok(sent)
+    }
+
+    #[cold]
+    fn publish_spilled(
+        &mut self,
+        link: &Arc<Link>,
+        request: &Prepared,
+        port: &Port,
+        slot: usize,
+        lane: &Arc<Lane>,
+        header: Header,
+    ) -> Result<(), BusError> {
+        let bytes = request.spill.as_deref().unwrap_or_default();
+        let (spill, chunk) = match lane.parcels.pack(bytes) {
+            Ok(packed) => packed,
+            Err(error) => {
+                link.give_back(port, slot);
+                return Err(match error {
+                    PackError::NoMemory => CallError::NoMemory { executed: Executed::No },
+                    PackError::Ended => CallError::OwnerDied { executed: Executed::No },
+                });
+            }
+        };
+        lane.keep_chunk(slot, chunk);
+        let mut body = crate::ring::buffer::RequestBuffer::new();
+        body.set_spill(spill);
+        body.copy_chain(&request.body, request.flags);
+        // SAFETY: as in `publish`; the chain, if flagged, was copied.
+        unsafe { lane.ring.publish(slot, header, body.words()) };
+        Ok(())
+    }
+
+    /// Copies the answer out and frees the slot.
+    #[inline(always)]
+    fn answered(
+        &mut self,
+        link: &Link,
+        port: &Port,
+        slot: usize,
+        lane: &Lane,
+        sent: Sent,
+    ) -> Result<Answer, BusError> {
+        let read = Answer::read(lane, slot);
+        if let Ok((_, meta)) = &read {
+            lane.note_answer(meta.cpu, sent.rang);
+            if meta.flags & ResponseMeta::SPILLED != 0 {
+                lane.ring.release_spill(slot);
+            }
+        }
+        lane.ring.finish(slot);
+        self.free_slot(link, port, slot);
+        read.map(|(answer, _)| answer)
+    }
+
+    #[inline(always)]
+    fn free_slot(&mut self, link: &Link, port: &Port, slot: usize) {
+        self.state = State::Ended;
+        // SAFETY: we hold the slot until `give_back`.
+        unsafe { port.lane() }.drop_chunk(slot);
+        link.give_back(port, slot);
+    }
+
+    /// Waiting ended without an answer.
+    #[cold]
+    fn ended(&mut self, link: &Link, port: &Port, slot: usize, lane: &Lane, ended: Ended) -> Verdict {
+        let fate = match ended {
+            Ended::TimedOut => {
+                let began = lane.ring.withdraw(slot);
+                // The owner polls nothing for a call that it has not begun; a running one is to see it.
+                lane.ring_bell();
+                self.abandon(link, port, slot);
+                let executed = if began { Executed::Unknown } else { Executed::No };
+                return Verdict::Fail(CallError::DeadlineExceeded { executed });
+            }
+            Ended::Fate(fate) => fate,
+        };
+        let executed = if lane.ring.begun(slot) { Executed::Unknown } else { Executed::No };
+        self.free_slot(link, port, slot);
+        Verdict::of(fate, executed)
+    }
+
+    fn abandon(&mut self, link: &Link, port: &Port, slot: usize) {
+        self.state = State::Ended;
+        // SAFETY: we held the slot, and forget it.
+        unsafe { link.abandon(port, slot) };
+    }
+
+    /// Nobody waits any more.
+    #[cold]
+    pub fn give_up(&mut self, link: &Arc<Link>) {
+        self.stop_waiting(link);
+        let State::Out { port, slot, .. } = self.state else { return };
+        // SAFETY: ports live as long as their link, which the call holds.
+        let port = unsafe { port.as_ref() };
+        // SAFETY: we hold the slot until `abandon`.
+        let lane = unsafe { port.lane() };
+        self.disarm(lane, slot);
+        if lane.ring.look(slot) == Look::Waiting {
+            lane.ring.withdraw(slot);
+            lane.ring_bell();
+        }
+        self.abandon(link, port, slot);
+    }
+
+    /// Forgets the alarm and the place in the queue.
+    fn stop_waiting(&mut self, link: &Arc<Link>) {
+        if let Some(alarm) = self.alarm.take() {
+            link.bus.engine.cancel_alarm(alarm);
+        }
+        self.queued = None;
+    }
+
+    /// Sends without waiting for a result; returns when it is certain to be taken if the owner lives.
+    pub fn send_one_way(&mut self, link: &Arc<Link>, request: &Prepared) -> Result<(), BusError> {
+        self.start_clock(request.timeout);
+        let (port, slot) = match link.reserve() {
+            Ok(reserved) => reserved,
+            Err(why) => self.reserve_blocking(link, request, why)?,
+        };
+        // SAFETY: we hold the slot until `abandon`.
+        let lane = unsafe { port.lane() };
+        let sent = self.publish(link, request, port, slot, lane)?;
+        // An owner that polls this lane may be in a slow method by now, and nobody would ring again.
+        if !sent.rang && !lane.is_soon_answered(slot, LOOKS_FOR_TAKEN) {
+            lane.ring_bell();
+        }
+        self.abandon(link, port, slot);
+        Ok(())
+    }
+
+    /// No slot was free, or there was no lane: waits for one.
+    #[cold]
+    fn reserve_blocking<'a>(
+        &mut self,
+        link: &'a Arc<Link>,
+        request: &Prepared,
+        mut why: NoSlot,
+    ) -> Result<(&'a Port, usize), BusError> {
+        loop {
+            match why {
+                NoSlot::NoLane => self.connect_blocking(link, request)?,
+                NoSlot::Full if request.immediate => return Err(overloaded()),
+                NoSlot::Full => {
+                    let parker = Parker::new();
+                    let _queued = link.queue_for_slot(parker.waker());
+                    match link.reserve() {
+                        Ok(reserved) => return Ok(reserved),
+                        Err(NoSlot::Full) => parker.park(self.deadline_ns),
+                        Err(NoSlot::NoLane) => {}
+                    }
+                }
+            }
+            match link.reserve() {
+                Ok(reserved) => return Ok(reserved),
+                Err(again) => why = again,
+            }
+            if clock::now_ns() >= self.deadline_ns {
+                return Err(CallError::DeadlineExceeded { executed: Executed::No });
+            }
+        }
+    }
+
+    fn connect_blocking(&self, link: &Arc<Link>, request: &Prepared) -> Result<(), BusError> {
+        let connected = match request.absent {
+            Absent::Fail => link.connect(self.deadline_ns),
+            Absent::Wait => link.connect_patiently(self.deadline_ns),
+        };
+        connected.or_else(|error| self.excuse(link, request, error))
+    }
+
+    /// A failed attempt to connect, as an error of the call.
+    fn excuse(&self, link: &Arc<Link>, request: &Prepared, error: ConnectError) -> Result<(), BusError> {
+        let executed = Executed::No;
+        Err(match error {
+            ConnectError::NotFound { .. } if request.absent == Absent::Wait => {
+                CallError::DeadlineExceeded { executed }
+            }
+            ConnectError::NotFound { .. } => CallError::NotFound { name: link.name.to_string(), executed },
+            ConnectError::HandshakeTimeout { .. } if clock::now_ns() >= self.deadline_ns => {
+                CallError::DeadlineExceeded { executed }
+            }
+            ConnectError::PermissionDenied => CallError::PermissionDenied { executed },
+            ConnectError::ForkedHandle => CallError::ForkedHandle { executed },
+            ConnectError::NoMemory => CallError::NoMemory { executed },
+            reason => CallError::Unreachable { reason: Box::new(reason), executed },
+        })
+    }
+
+    /// One step of the call as a future.
+    pub fn poll(&mut self, link: &Arc<Link>, request: &Prepared, cx: &mut Context<'_>) -> Step {
+        self.start_clock(request.timeout);
+        loop {
+            let State::Out { port, slot, sent } = self.state else {
+                match self.poll_send(link, request, cx) {
+                    Some(Ok(())) => continue,
+                    Some(Err(error)) => return self.done(link, Err(error)),
+                    None => return Step::Pending,
+                }
+            };
+            // SAFETY: ports live as long as their link, which the call holds.
+            let port = unsafe { port.as_ref() };
+            // SAFETY: we hold the slot until `answered` or `ended`.
+            let lane = unsafe { port.lane() };
+            let ended = match lane.look(slot) {
+                Ok(true) => {
+                    self.disarm(lane, slot);
+                    let answer = self.answered(link, port, slot, lane, sent);
+                    return self.done(link, answer);
+                }
+                Ok(false) if lane.fate().is_final() => match lane.last_look(slot, lane.fate()) {
+                    Ok(()) => continue,
+                    Err(ended) => ended,
+                },
+                Ok(false) if clock::coarse_ns() >= self.deadline_ns => Ended::TimedOut,
+                Ok(false) => {
+                    if lane.glance(slot, sent) {
+                        continue;
+                    }
+                    self.is_armed = true;
+                    if lane.arm(slot, cx.waker(), sent) {
+                        continue;
+                    }
+                    self.set_alarm(link, cx.waker());
+                    return Step::Pending;
+                }
+                Err(ended) => ended,
+            };
+            self.disarm(lane, slot);
+            if let Verdict::Fail(error) = self.ended(link, port, slot, lane, ended) {
+                return self.done(link, Err(error));
+            }
+            self.state = State::Unsent;
+        }
+    }
+
+    fn disarm(&mut self, lane: &Lane, slot: usize) {
+        if std::mem::take(&mut self.is_armed) {
+            lane.disarm(slot);
+        }
+    }
+
+    fn done(&mut self, link: &Arc<Link>, result: Result<Answer, BusError>) -> Step {
+        self.stop_waiting(link);
+        Step::Done(result)
+    }
+
+    /// Sends, as far as that goes without waiting; `None`: the task will be woken.
+    fn poll_send(
+        &mut self,
+        link: &Arc<Link>,
+        request: &Prepared,
+        cx: &mut Context<'_>,
+    ) -> Option<Result<(), BusError>> {
+        loop {
+            match link.reserve() {
+                Ok((port, slot)) => {
+                    self.queued = None;
+                    self.attempt = None;
+                    // SAFETY: we hold the slot.
+                    let lane = unsafe { port.lane() };
+                    return Some(self.publish(link, request, port, slot, lane).map(drop));
+                }
+                Err(_) if clock::coarse_ns() >= self.deadline_ns => {
+                    return Some(Err(CallError::DeadlineExceeded { executed: Executed::No }));
+                }
+                Err(NoSlot::NoLane) => {
+                    match self.attempt.take().map(|attempt| (attempt.outcome(), attempt)) {
+                        Some((None, attempt)) => {
+                            attempt.set_waker(cx.waker());
+                            let outcome = attempt.outcome();
+                            self.attempt = Some(attempt);
+                            if outcome.is_none() {
+                                return None;
+                            }
+                        }
+                        Some((Some(Err(error)), _)) => return Some(self.excuse(link, request, error)),
+                        Some((Some(Ok(())), _)) | None => {
+                            let patient = request.absent == Absent::Wait;
+                            let attempt = link.connect_in_background(cx.waker(), self.deadline_ns, patient);
+                            self.attempt = Some(attempt);
+                            if self.attempt.as_ref().is_some_and(|attempt| attempt.outcome().is_none()) {
+                                return None;
+                            }
+                        }
+                    }
+                }
+                Err(NoSlot::Full) if request.immediate => return Some(Err(overloaded())),
+                Err(NoSlot::Full) => {
+                    if self
+                        .queued
+                        .as_ref()
+                        .is_some_and(|queued| queued.is_for(cx.waker()) && queued.is_waiting())
+                    {
+                        return None;
+                    }
+                    // Dropped first: a wake that it had and could not use goes to the next in the queue.
+                    self.queued = None;
+                    self.queued = link.queue_for_slot(cx.waker());
+                    self.set_alarm(link, cx.waker());
+                }
+            }
+        }
+    }
+
+    /// Has the task polled at the deadline.
+    fn set_alarm(&mut self, link: &Link, waker: &Waker) {
+        if self.alarm.is_none() && self.deadline_ns != u64::MAX {
+            let waker = waker.clone();
+            // After the coarse clock's next tick, so that the poll finds the deadline passed.
+            let at_ns = self.deadline_ns.saturating_add(*clock::COARSE_TICK_NS);
+            self.alarm = Some(link.bus.engine.alarm(at_ns, move |_| waker.wake()));
+        }
+    }
+}
+
+impl Verdict {
+    fn of(fate: Fate, executed: Executed) -> Verdict {
+        let not_begun = executed == Executed::No;
+        Verdict::Fail(match fate {
+            Fate::Replaced if not_begun => return Verdict::Resend,
+            Fate::Replaced | Fate::Unpublished => CallError::Unpublished { executed },
+            Fate::OwnerDied => CallError::OwnerDied { executed },
+            Fate::Broken => CallError::ProtocolViolation { executed },
+            Fate::Closed => CallError::Cancelled { executed },
+            // The process lives and may still run what it has not begun.
+            Fate::Lost | Fate::Open | Fate::Dying => CallError::OwnerDied { executed: Executed::Unknown },
+        })
+    }
+}
+
+#[cold]
+fn overloaded() -> BusError {
+    CallError::Overloaded { executed: Executed::No }
+}
+
+/// A deadline as it travels: milliseconds of the owner's clock, rounded up past its tick, modulo 2^32; 0: none.
+#[inline(always)]
+fn deadline_ms(deadline_ns: u64, owner_ahead_ms: u32) -> u32 {
+    if deadline_ns == u64::MAX {
+        return 0;
+    }
+    ((deadline_ns / 1_000_000) as u32).wrapping_add(owner_ahead_ms).wrapping_add(5).max(1)
+}

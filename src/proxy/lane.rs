@@ -1,0 +1,534 @@
+//! The caller's end of one lane: waiting for answers, and hearing of the owner's end.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::task::Waker;
+
+use parking_lot::Mutex;
+use rustix::event::epoll::EventFlags;
+
+use super::link::Link;
+use crate::blob::arena::Chunk;
+use crate::engine::{Engine, Source, Token};
+use crate::parcels::{News, Parcels};
+use crate::peer::{Mourner, Peer};
+use crate::ring::caller::{CallerRing, Look};
+use crate::ring::layout::{BROKEN, CLOSING, FIRST_ARM, NO_CPU, ON_FUTEX, REPLACED, SLOTS};
+use crate::sync::spin_hint;
+use crate::sys::eventfd::Doorbell;
+use crate::sys::memfd::Mapping;
+use crate::sys::{clock, cpu, socket};
+
+/// How long a caller that expects its answer at once looks for it before it sleeps.
+const SPIN_NS: u64 = 50_000;
+/// Looks before the first reading of the clock.
+const LOOKS_WITHOUT_CLOCK: u32 = 32;
+/// Looks between two readings.
+const LOOKS_PER_CLOCK: u32 = 8;
+/// Looks of an awaited call before its task is told to wait: about one round trip.
+const LOOKS_OF_A_TASK: u32 = 16;
+/// A call that comes no later after the last slow answer than this is expected to be followed by others.
+const HOT_GAP_NS: u64 = 20_000;
+/// How long the socket's end may come before the news of its process's death.
+const DYING_NS: u64 = 50_000_000;
+/// How often sleepers are told of an end until the last of them has heard.
+const RETELL_NS: u64 = 200_000;
+
+/// What has become of a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Fate {
+    Open = 0,
+    /// The socket ended without a word; the owner is dying, or has done something strange.
+    Dying = 1,
+    /// The owner process is dead: what it wrote is final.
+    OwnerDied = 2,
+    /// The object was withdrawn: what was not begun never will be.
+    Unpublished = 3,
+    /// Another process has taken the name over: what was not begun here never will be, and can be sent there.
+    Replaced = 4,
+    /// One side broke the protocol.
+    Broken = 5,
+    /// The socket ended, but the process lives: nothing can be said of what it did.
+    Lost = 6,
+    /// Closed here.
+    Closed = 7,
+}
+
+impl Fate {
+    fn from_word(word: u32) -> Fate {
+        use Fate::*;
+        [Open, Dying, OwnerDied, Unpublished, Replaced, Broken, Lost, Closed][word as usize % 8]
+    }
+
+    /// Whether no answer will come any more that is not there already.
+    pub fn is_final(self) -> bool {
+        !matches!(self, Fate::Open | Fate::Dying)
+    }
+}
+
+/// What a call keeps beside its slot.
+#[derive(Default)]
+struct Waiting {
+    waker: Option<Waker>,
+    /// Holds the spilled arguments until the answer.
+    chunk: Option<Chunk>,
+}
+
+pub(crate) struct Lane {
+    pub ring: CallerRing,
+    /// Under the ring's pointers; dropped after it.
+    _memory: [Mapping; 2],
+    pub parcels: Parcels,
+    doorbell: Doorbell,
+    pub peer: Arc<Peer>,
+    pub engine: &'static Engine,
+    /// The owner's methods: the hash of the name, and the key.
+    pub keys: HashMap<u64, u64>,
+    /// Milliseconds to add to our clock for the owner's.
+    pub owner_ahead_ms: u32,
+    fate: AtomicU32,
+    /// Threads that sleep on a slot, or are about to.
+    sleepers: AtomicU32,
+    waiting: [Mutex<Waiting>; SLOTS],
+    /// The slots whose `chunk` is set, a bit each; changed by the slot's holder only.
+    chunks: AtomicU64,
+    /// What tasks that wait write into their sleep word; one more with each wake.
+    arm: AtomicU32,
+    owner_cpu: AtomicU16,
+    /// Whether the owner was told that we are in a hurry.
+    is_hot: AtomicU32,
+    /// When the last slow answer came (CLOCK_MONOTONIC, ns); 0: the last was quick.
+    last_slow_ns: AtomicU64,
+    token: OnceLock<Token>,
+    link: Weak<Link>,
+    /// Slots of calls that outlived the link.
+    orphans: AtomicU64,
+    /// Whether this process may spin at all.
+    spins: bool,
+    this: Weak<Lane>,
+}
+
+/// What a lane is made of, after the handshake.
+pub(crate) struct Parts {
+    pub ring: CallerRing,
+    pub memory: [Mapping; 2],
+    pub parcels: Parcels,
+    pub doorbell: Doorbell,
+    pub peer: Arc<Peer>,
+    pub engine: &'static Engine,
+    pub keys: HashMap<u64, u64>,
+    pub owner_ahead_ms: u32,
+    pub link: Weak<Link>,
+    pub spins: bool,
+}
+
+/// How a call was published.
+#[derive(Clone, Copy)]
+pub(crate) struct Sent {
+    /// The doorbell was rung for it.
+    pub rang: bool,
+}
+
+impl Lane {
+    pub fn new(parts: Parts) -> Arc<Lane> {
+        Arc::new_cyclic(|this| Lane {
+            ring: parts.ring,
+            _memory: parts.memory,
+            parcels: parts.parcels,
+            doorbell: parts.doorbell,
+            peer: parts.peer,
+            engine: parts.engine,
+            keys: parts.keys,
+            owner_ahead_ms: parts.owner_ahead_ms,
+            fate: AtomicU32::new(Fate::Open as u32),
+            sleepers: AtomicU32::new(0),
+            waiting: std::array::from_fn(|_| Mutex::default()),
+            chunks: AtomicU64::new(0),
+            arm: AtomicU32::new(FIRST_ARM),
+            owner_cpu: AtomicU16::new(NO_CPU),
+            is_hot: AtomicU32::new(0),
+            last_slow_ns: AtomicU64::new(0),
+            token: OnceLock::new(),
+            link: parts.link,
+            orphans: AtomicU64::new(0),
+            spins: parts.spins,
+            this: Weak::clone(this),
+        })
+    }
+
+    /// Starts to watch the owner's end and its process.
+    pub fn watch(self: &Arc<Self>) -> Result<(), rustix::io::Errno> {
+        let events = EventFlags::IN | EventFlags::RDHUP;
+        let token = self.engine.add(&self.parcels.socket, events, Arc::clone(self) as Arc<dyn Source>)?;
+        let _ = self.token.set(token);
+        self.peer.on_death(self.engine, self);
+        Ok(())
+    }
+
+    #[inline(always)]
+    pub fn fate(&self) -> Fate {
+        Fate::from_word(self.fate.load(Ordering::Acquire))
+    }
+
+    /// Rings if the owner does not poll the lane.
+    #[inline(always)]
+    pub fn ring_if_asleep(&self) -> Sent {
+        let rang = self.ring.must_ring();
+        if rang {
+            self.ring_after_gap();
+        }
+        Sent { rang }
+    }
+
+    /// Rings a sleeping owner, after telling it whether it is worth to linger: is this call one of a series?
+    #[cold]
+    #[inline(never)]
+    fn ring_after_gap(&self) {
+        let last_ns = self.last_slow_ns.load(Ordering::Relaxed);
+        let is_hot = u32::from(last_ns != 0 && clock::now_ns() - last_ns < HOT_GAP_NS);
+        if self.is_hot.swap(is_hot, Ordering::Relaxed) != is_hot {
+            self.ring.set_hint(is_hot);
+        }
+        self.doorbell.ring();
+    }
+
+    /// Rings, whatever the owner says.
+    pub fn ring_bell(&self) {
+        self.doorbell.ring();
+    }
+
+    /// Notes where the owner ran, and, after a slow call, when it ended.
+    #[inline(always)]
+    pub fn note_answer(&self, owner_cpu: u16, rang: bool) {
+        if self.owner_cpu.load(Ordering::Relaxed) != owner_cpu {
+            self.owner_cpu.store(owner_cpu, Ordering::Relaxed);
+        }
+        if rang {
+            self.last_slow_ns.store(clock::now_ns(), Ordering::Relaxed);
+        } else if self.last_slow_ns.load(Ordering::Relaxed) != 0 {
+            self.last_slow_ns.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether looking for the answer can be quicker than sleeping: the owner runs on another processor, and is awake or
+    /// was told to hurry.
+    #[inline(always)]
+    fn may_spin(&self, sent: Sent) -> bool {
+        let owner_cpu = self.owner_cpu.load(Ordering::Relaxed);
+        owner_cpu != cpu::current() && self.spins && !(sent.rang && self.is_hot.load(Ordering::Relaxed) == 0)
+    }
+
+    /// Waits for the answer in `slot` until `deadline_ns`. What the slot shows, or why nothing more will come.
+    #[inline(always)]
+    pub fn wait(&self, slot: usize, sent: Sent, deadline_ns: u64) -> Result<(), Ended> {
+        match self.ring.look(slot) {
+            Look::Answered => Ok(()),
+            Look::Waiting => self.wait_longer(slot, sent, deadline_ns),
+            Look::Violation => Err(self.violated()),
+        }
+    }
+
+    #[inline(never)]
+    fn wait_longer(&self, slot: usize, sent: Sent, deadline_ns: u64) -> Result<(), Ended> {
+        if self.may_spin(sent) && self.spin(slot) {
+            return self.look(slot).map(drop);
+        }
+        self.park(slot, sent, deadline_ns)
+    }
+
+    /// Looks for a while; whether there is something else than `Waiting` to see.
+    fn spin(&self, slot: usize) -> bool {
+        let mut until_ns = u64::MAX;
+        for looks in 1_u32.. {
+            if self.ring.look(slot) != Look::Waiting {
+                return true;
+            }
+            spin_hint();
+            if looks >= LOOKS_WITHOUT_CLOCK && looks.is_multiple_of(LOOKS_PER_CLOCK) {
+                let now_ns = clock::now_ns();
+                if until_ns == u64::MAX {
+                    until_ns = now_ns + SPIN_NS;
+                } else if now_ns >= until_ns {
+                    return false;
+                }
+            }
+        }
+        false
+    }
+
+    /// Sleeps on the slot until it is answered or will never be.
+    #[cold]
+    fn park(&self, slot: usize, sent: Sent, deadline_ns: u64) -> Result<(), Ended> {
+        self.ring.set_sleep(slot, ON_FUTEX);
+        let ended = self.park_armed(slot, sent, deadline_ns);
+        self.ring.clear_sleep(slot);
+        ended
+    }
+
+    fn park_armed(&self, slot: usize, sent: Sent, deadline_ns: u64) -> Result<(), Ended> {
+        if !sent.rang && !self.look(slot)? && !self.ring.begun(slot) {
+            // The owner said that it looks here, but it may be in a slow method by now: another of its threads will.
+            self.doorbell.ring();
+        }
+        loop {
+            if self.look(slot)? {
+                return Ok(());
+            }
+            // Counted before the fate is read: who changes it wakes the slots until nobody is counted any more.
+            self.sleepers.fetch_add(1, Ordering::SeqCst);
+            let fate = self.fate();
+            if !fate.is_final() {
+                self.ring.sleep(slot, Some(deadline_ns));
+            }
+            self.sleepers.fetch_sub(1, Ordering::SeqCst);
+            if fate.is_final() {
+                return self.last_look(slot, fate);
+            }
+            if clock::now_ns() >= deadline_ns && !self.look(slot)? {
+                return Err(Ended::TimedOut);
+            }
+        }
+    }
+
+    /// Whether the slot is answered.
+    pub fn look(&self, slot: usize) -> Result<bool, Ended> {
+        match self.ring.look(slot) {
+            Look::Answered => Ok(true),
+            Look::Waiting => Ok(false),
+            Look::Violation => Err(self.violated()),
+        }
+    }
+
+    /// After the end of the lane: an answer that came before it counts.
+    pub fn last_look(&self, slot: usize, fate: Fate) -> Result<(), Ended> {
+        if self.look(slot)? { Ok(()) } else { Err(Ended::Fate(fate)) }
+    }
+
+    /// Registers a task for the answer in `slot`, ringing where it must. `true`: look again, it may be there.
+    pub fn arm(&self, slot: usize, waker: &Waker, sent: Sent) -> bool {
+        {
+            let mut waiting = self.waiting[slot].lock();
+            if waiting.waker.as_ref().is_none_or(|old| !old.will_wake(waker)) {
+                waiting.waker = Some(waker.clone());
+            }
+        }
+        self.ring.set_sleep(slot, self.arm.load(Ordering::SeqCst));
+        if self.ring.look(slot) != Look::Waiting || self.fate().is_final() {
+            return true;
+        }
+        if !sent.rang && !self.ring.begun(slot) {
+            self.doorbell.ring();
+        }
+        false
+    }
+
+    /// Looks a few times for the answer of an awaited call, if that can help.
+    #[inline(always)]
+    pub fn glance(&self, slot: usize, sent: Sent) -> bool {
+        if self.ring.look(slot) != Look::Waiting {
+            return true;
+        }
+        self.may_spin(sent)
+            && (0..LOOKS_OF_A_TASK).any(|_| {
+                spin_hint();
+                self.ring.look(slot) != Look::Waiting
+            })
+    }
+
+    /// Whether the call in `slot` is answered within a few looks, if looking can help.
+    pub fn is_soon_answered(&self, slot: usize, looks: u32) -> bool {
+        let is_answered = || self.ring.look(slot) != Look::Waiting;
+        let elsewhere = self.owner_cpu.load(Ordering::Relaxed) != cpu::current();
+        is_answered()
+            || elsewhere
+                && (0..looks).any(|_| {
+                    spin_hint();
+                    is_answered()
+                })
+    }
+
+    /// Undoes [`arm`](Self::arm).
+    pub fn disarm(&self, slot: usize) {
+        self.waiting[slot].lock().waker = None;
+        self.ring.clear_sleep(slot);
+    }
+
+    /// Keeps the spilled arguments of the call in `slot` until [`drop_chunk`](Self::drop_chunk).
+    pub fn keep_chunk(&self, slot: usize, chunk: Chunk) {
+        self.waiting[slot].lock().chunk = Some(chunk);
+        self.chunks.fetch_or(1 << slot, Ordering::Relaxed);
+    }
+
+    /// Frees the chunk of the call in `slot`, if it has one.
+    #[inline(always)]
+    pub fn drop_chunk(&self, slot: usize) {
+        if self.chunks.load(Ordering::Relaxed) & 1 << slot != 0 {
+            self.drop_kept_chunk(slot);
+        }
+    }
+
+    #[cold]
+    fn drop_kept_chunk(&self, slot: usize) {
+        self.chunks.fetch_and(!(1 << slot), Ordering::Relaxed);
+        let chunk = self.waiting[slot].lock().chunk.take();
+        drop(chunk);
+    }
+
+    /// Wakes the tasks whose answers are there, and arms the others anew. On the watcher thread.
+    fn wake_tasks(&self) {
+        // The owner wakes once per number: who waits on needs a new one, and must look after it is set.
+        let arm = self.arm.fetch_add(1, Ordering::SeqCst).wrapping_add(1);
+        if arm < FIRST_ARM {
+            self.arm.store(FIRST_ARM, Ordering::SeqCst);
+        }
+        for (slot, waiting) in self.waiting.iter().enumerate() {
+            let mut waiting = waiting.lock();
+            if waiting.waker.is_none() {
+                continue;
+            }
+            self.ring.set_sleep(slot, self.arm.load(Ordering::SeqCst));
+            if self.ring.look(slot) != Look::Waiting || self.fate().is_final() {
+                let waker = waiting.waker.take();
+                drop(waiting);
+                waker.into_iter().for_each(Waker::wake);
+            }
+        }
+        match self.link.upgrade() {
+            Some(link) => link.reap(self),
+            None => self.end_if_orphaned(false),
+        }
+    }
+
+    /// Has the owner send a wake for the answer in `slot`, for nobody in particular.
+    pub fn arm_for_reaping(&self, slot: usize) {
+        self.ring.set_sleep(slot, self.arm.load(Ordering::SeqCst));
+    }
+
+    /// The owner wrote what no honest one does.
+    #[cold]
+    fn violated(&self) -> Ended {
+        self.end(Fate::Broken);
+        Ended::Fate(Fate::Broken)
+    }
+
+    /// Ends the lane with `fate`, unless it has a final one, and tells everybody who waits.
+    #[cold]
+    pub fn end(&self, fate: Fate) {
+        let changed = self.fate.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |now| {
+            (!Fate::from_word(now).is_final() && Fate::from_word(now) != fate).then_some(fate as u32)
+        });
+        if changed.is_err() || !fate.is_final() {
+            return;
+        }
+        self.wake_tasks();
+        self.retell();
+        if let Some(link) = self.link.upgrade() {
+            link.retire(self);
+        }
+    }
+
+    /// A wake may fall between a sleeper's look at the fate and its sleep, so it is repeated until nobody is left.
+    fn retell(&self) {
+        (0..SLOTS).for_each(|slot| self.ring.wake(slot));
+        if self.sleepers.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        let lane = Weak::clone(&self.this);
+        self.engine.alarm(clock::now_ns() + RETELL_NS, move |_| {
+            if let Some(lane) = lane.upgrade() {
+                lane.retell();
+            }
+        });
+    }
+
+    /// What the end of the socket means.
+    fn socket_ended(self: &Arc<Self>) {
+        match self.ring.closing() {
+            CLOSING => self.end(Fate::Unpublished),
+            REPLACED => self.end(Fate::Replaced),
+            BROKEN => self.end(Fate::Broken),
+            _ => match self.peer.is_dead() {
+                Some(true) | None => self.end(Fate::OwnerDied),
+                Some(false) => {
+                    self.end(Fate::Dying);
+                    let lane = Arc::downgrade(self);
+                    // The socket ends a little before the process does. One that lives on has lost its lane otherwise.
+                    self.engine.alarm(clock::now_ns() + DYING_NS, move |_| {
+                        if let Some(lane) = lane.upgrade() {
+                            lane.end(Fate::Lost);
+                        }
+                    });
+                }
+            },
+        }
+    }
+
+    /// Ends this side: frees what the engine holds, and ends the socket for every process that has it.
+    pub fn disconnect(&self) {
+        if let Some(token) = self.token.get() {
+            self.engine.remove(*token, &self.parcels.socket);
+        }
+        socket::shutdown(&self.parcels.socket);
+        self.end(Fate::Closed);
+    }
+
+    /// The link is gone. Calls of it that nobody waits for may still be in the ring: the lane, and what was lent with
+    /// them, stays until the owner has taken them.
+    pub fn outlive_link(&self, unanswered: u64) {
+        self.orphans.store(unanswered, Ordering::SeqCst);
+        for slot in (0..SLOTS).filter(|slot| unanswered & 1 << slot != 0) {
+            self.arm_for_reaping(slot);
+        }
+        self.end_if_orphaned(unanswered == 0);
+    }
+
+    /// Disconnects once no orphaned call waits for its answer.
+    fn end_if_orphaned(&self, is_orphaned: bool) {
+        let before = self.orphans.load(Ordering::SeqCst);
+        let is_answered = |slot: &usize| before & 1 << slot != 0 && self.ring.look(*slot) != Look::Waiting;
+        let answered = (0..SLOTS).filter(is_answered).fold(0, |bits, slot| bits | 1_u64 << slot);
+        let left = self.orphans.fetch_and(!answered, Ordering::SeqCst) & !answered;
+        if left == 0 && (is_orphaned || before != 0) {
+            self.disconnect();
+        }
+    }
+
+    /// Acts on what the socket brought, for who read it.
+    pub fn take_news(&self, news: News) {
+        if news.violated {
+            self.end(Fate::Broken);
+        } else if news.woken {
+            self.wake_tasks();
+        }
+    }
+}
+
+/// Why waiting ended without an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    TimedOut,
+    Fate(Fate),
+}
+
+impl Source for Lane {
+    fn ready(self: Arc<Self>, engine: &'static Engine, events: EventFlags) {
+        let news = self.parcels.read_socket();
+        self.take_news(news);
+        if news.ended || news.violated || events.intersects(EventFlags::HUP | EventFlags::ERR) {
+            if let Some(token) = self.token.get() {
+                engine.remove(*token, &self.parcels.socket);
+            }
+            self.socket_ended();
+        }
+    }
+}
+
+impl Mourner for Lane {
+    fn peer_died(self: Arc<Self>, _engine: &'static Engine) {
+        // What it sent before it died is read first: a response may refer to it.
+        self.take_news(self.parcels.read_socket());
+        self.end(Fate::OwnerDied);
+    }
+}

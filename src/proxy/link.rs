@@ -1,0 +1,347 @@
+//! What all proxies of one name in a process share: the lane to its present owner, and how to get the next one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, Ordering};
+use std::task::Waker;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use super::lane::{Fate, Lane};
+use super::port::Port;
+use crate::bus::BusInner;
+use crate::error::ConnectError;
+use crate::names::Name;
+use crate::park::Parker;
+use crate::sys::clock;
+
+/// How long one handshake may take.
+pub(crate) const HANDSHAKE_NS: u64 = 1_000_000_000;
+
+pub(crate) struct Link {
+    pub bus: Arc<BusInner>,
+    pub name: Name,
+    /// The port of the present lane, null before the first; always one of `ports`.
+    current: AtomicPtr<Port>,
+    /// Never removed, so that `current` and calls can point at them.
+    ports: Mutex<Vec<Arc<Port>>>,
+    /// One attempt at a time; the rest wait for its outcome.
+    connecting: Mutex<()>,
+    /// Tasks that wait for an attempt made for them in the background.
+    background: Mutex<Option<Vec<Arc<Attempt>>>>,
+}
+
+/// What came of an attempt to connect that a task waits for.
+pub(crate) struct Attempt {
+    waker: Mutex<Waker>,
+    outcome: Mutex<Option<Result<(), ConnectError>>>,
+}
+
+impl Attempt {
+    /// Wakes another waker than the one it was made with.
+    pub fn set_waker(&self, waker: &Waker) {
+        self.waker.lock().clone_from(waker);
+    }
+
+    /// The outcome, once there is one.
+    pub fn outcome(&self) -> Option<Result<(), ConnectError>> {
+        self.outcome.lock().clone()
+    }
+}
+
+/// A place in the queue for a slot.
+pub(crate) struct Queued {
+    port: Arc<Port>,
+    waker: Waker,
+}
+
+impl Queued {
+    /// Whether the wake is still to come.
+    pub fn is_waiting(&self) -> bool {
+        self.port.is_queued(&self.waker)
+    }
+
+    /// Whether it is `waker` that will be woken.
+    pub fn is_for(&self, waker: &Waker) -> bool {
+        self.waker.will_wake(waker)
+    }
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.port.unqueue(&self.waker);
+    }
+}
+
+/// Why no slot was had at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoSlot {
+    /// All are taken.
+    Full,
+    /// There is no lane to a living owner.
+    NoLane,
+}
+
+impl Link {
+    pub fn new(bus: Arc<BusInner>, name: Name) -> Link {
+        Link {
+            bus,
+            name,
+            current: AtomicPtr::new(std::ptr::null_mut()),
+            ports: Mutex::default(),
+            connecting: Mutex::new(()),
+            background: Mutex::default(),
+        }
+    }
+
+    /// The present port, if there is one.
+    #[inline(always)]
+    fn port(&self) -> Option<&Port> {
+        // SAFETY: a pointer stored there is that of one in `ports`, which lives as long as the link.
+        unsafe { self.current.load(Ordering::Acquire).as_ref() }
+    }
+
+    /// Takes a slot of the present lane.
+    #[inline(always)]
+    pub fn reserve(&self) -> Result<(&Port, usize), NoSlot> {
+        let port = self.port().ok_or(NoSlot::NoLane)?;
+        let Some(slot) = port.reserve() else { return self.reserve_again(port) };
+        // SAFETY: the slot is held.
+        if unsafe { port.lane() }.fate() == Fate::Open {
+            return Ok((port, slot));
+        }
+        self.give_back(port, slot);
+        Err(NoSlot::NoLane)
+    }
+
+    /// All slots are taken: frees those whose calls nobody waits for.
+    #[cold]
+    fn reserve_again(&self, port: &Port) -> Result<(&Port, usize), NoSlot> {
+        if port.reap() {
+            self.vacate(port);
+        }
+        let Some(present) = self.port() else { return Err(NoSlot::NoLane) };
+        let Some(slot) = present.reserve() else { return Err(NoSlot::Full) };
+        // SAFETY: the slot is held.
+        if unsafe { present.lane() }.fate() == Fate::Open {
+            return Ok((present, slot));
+        }
+        self.give_back(present, slot);
+        Err(NoSlot::NoLane)
+    }
+
+    /// Gives a slot back to its port.
+    #[inline(always)]
+    pub fn give_back(&self, port: &Port, slot: usize) {
+        if port.release(slot) {
+            self.vacate(port);
+        }
+    }
+
+    /// Leaves the slot of a call that nobody waits for to whoever comes by after its answer.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Port::abandon`].
+    pub unsafe fn abandon(&self, port: &Port, slot: usize) {
+        // SAFETY: asked of the caller.
+        if unsafe { port.abandon(slot) } {
+            self.vacate(port);
+        }
+    }
+
+    /// Registers `waker` for a slot that becomes free, as long as the result lives; then reserve once more.
+    pub fn queue_for_slot(&self, waker: &Waker) -> Option<Queued> {
+        let current = self.current.load(Ordering::Acquire).cast_const();
+        let port = self.ports.lock().iter().find(|port| Arc::as_ptr(port) == current).cloned()?;
+        port.queue(waker);
+        Some(Queued { port, waker: waker.clone() })
+    }
+
+    /// The ports behind which `lane` is. Without the lock, which no waker may run under.
+    fn ports_of(&self, lane: &Lane) -> Vec<Arc<Port>> {
+        self.ports.lock().iter().filter(|port| port.is_of(lane)).cloned().collect()
+    }
+
+    /// Frees the slots of abandoned calls on `lane` that are answered.
+    pub fn reap(&self, lane: &Lane) {
+        for port in self.ports_of(lane) {
+            if port.reap() {
+                self.vacate(&port);
+            }
+        }
+    }
+
+    /// The lane has ended: no new call goes there, and its memory goes with the last call on it.
+    pub fn retire(&self, lane: &Lane) {
+        for port in self.ports_of(lane) {
+            let this = Arc::as_ptr(&port).cast_mut();
+            let null = std::ptr::null_mut();
+            let _ = self.current.compare_exchange(this, null, Ordering::AcqRel, Ordering::Relaxed);
+            port.retire();
+            port.reap();
+            port.wake_all_waiting();
+            self.vacate(&port);
+        }
+    }
+
+    #[cold]
+    fn vacate(&self, port: &Port) {
+        if let Some(lane) = port.vacate() {
+            lane.disconnect();
+        }
+    }
+
+    /// Makes a lane to the present owner unless there is one, waiting for one handshake at most.
+    ///
+    /// Blocks for up to a second, or until `deadline_ns`.
+    #[cold]
+    pub fn connect(self: &Arc<Self>, deadline_ns: u64) -> Result<(), ConnectError> {
+        let _connecting = self.connecting.lock();
+        if self.is_connected() {
+            return Ok(());
+        }
+        let handshake_ns = clock::now_ns().saturating_add(HANDSHAKE_NS).min(deadline_ns);
+        let lane = self.bus.connect(self, handshake_ns)?;
+        self.install(lane);
+        Ok(())
+    }
+
+    /// As [`connect`](Self::connect), waiting for the name to appear until `deadline_ns`.
+    #[cold]
+    pub fn connect_patiently(self: &Arc<Self>, deadline_ns: u64) -> Result<(), ConnectError> {
+        let parker = Parker::new();
+        // Registered before the first attempt: a name that appears right after one wakes us.
+        let mut watch = self.bus.watch_name(&self.name, parker.waker());
+        loop {
+            match self.connect(deadline_ns) {
+                Err(ConnectError::NotFound { .. }) if clock::now_ns() < deadline_ns => {
+                    parker.park(watch.next_look_ns().min(deadline_ns));
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Whether calls can be sent now.
+    pub fn is_connected(&self) -> bool {
+        match self.reserve() {
+            Ok((port, slot)) => {
+                self.give_back(port, slot);
+                true
+            }
+            Err(NoSlot::Full) => true,
+            Err(NoSlot::NoLane) => false,
+        }
+    }
+
+    /// Runs `f` with the present lane, if there is one and a slot to hold it by.
+    pub fn with_lane<R>(&self, f: impl FnOnce(&Arc<Lane>) -> R) -> Option<R> {
+        let (port, slot) = self.reserve().ok()?;
+        // SAFETY: the slot is held until after `f`.
+        let result = f(unsafe { port.lane() });
+        self.give_back(port, slot);
+        Some(result)
+    }
+
+    fn install(&self, lane: Arc<Lane>) {
+        let mut ports = self.ports.lock();
+        let vacant = ports.iter().find(|port| port.try_occupy(Arc::clone(&lane)).is_ok()).cloned();
+        let port = vacant.unwrap_or_else(|| {
+            let port = Arc::new(Port::vacant());
+            let occupied = port.try_occupy(Arc::clone(&lane));
+            debug_assert!(occupied.is_ok(), "a new port is vacant");
+            ports.push(Arc::clone(&port));
+            port
+        });
+        self.current.store(Arc::as_ptr(&port).cast_mut(), Ordering::Release);
+        drop(ports);
+        // It may have ended before it was installed; nobody would retire it then.
+        if lane.fate().is_final() {
+            self.retire(&lane);
+        }
+    }
+
+    /// Connects on a thread of its own, for a task; one thread serves all tasks that come meanwhile.
+    pub fn connect_in_background(
+        self: &Arc<Self>,
+        waker: &Waker,
+        deadline_ns: u64,
+        patient: bool,
+    ) -> Arc<Attempt> {
+        let attempt = Arc::new(Attempt { waker: Mutex::new(waker.clone()), outcome: Mutex::default() });
+        let mut background = self.background.lock();
+        if let Some(waiting) = &mut *background {
+            waiting.push(Arc::clone(&attempt));
+            return attempt;
+        }
+        *background = Some(vec![Arc::clone(&attempt)]);
+        drop(background);
+        let link = Arc::clone(self);
+        let connect = move || {
+            let outcome =
+                if patient { link.connect_patiently(deadline_ns) } else { link.connect(deadline_ns) };
+            link.end_background(&outcome);
+        };
+        if crate::sys::signals::spawn("objbus-connect", connect).is_err() {
+            let reason = "no thread could be started to connect".to_owned();
+            self.end_background(&Err(ConnectError::System { reason }));
+        }
+        attempt
+    }
+
+    fn end_background(&self, outcome: &Result<(), ConnectError>) {
+        let waiting = self.background.lock().take();
+        for attempt in waiting.into_iter().flatten() {
+            *attempt.outcome.lock() = Some(outcome.clone());
+            let waker = attempt.waker.lock().clone();
+            waker.wake();
+        }
+    }
+
+    /// Waits until all one-way calls are taken; whether they were by `until`.
+    pub fn flush(&self, until: Option<Instant>) -> bool {
+        let until_ns = until.map_or(u64::MAX, |until| {
+            let left = until.saturating_duration_since(Instant::now());
+            clock::now_ns().saturating_add(left.as_nanos() as u64)
+        });
+        let parker = Parker::new();
+        while self.in_flight() != 0 {
+            if clock::now_ns() >= until_ns {
+                return false;
+            }
+            let _queued = self.queue_for_slot(parker.waker());
+            if self.in_flight() != 0 {
+                parker.park(until_ns);
+            }
+        }
+        true
+    }
+
+    /// Ends the present lane; a bus that is closed makes no other.
+    pub fn close(&self) {
+        if let Some(lane) = self.with_lane(Arc::clone) {
+            lane.end(Fate::Closed);
+        }
+    }
+
+    /// Calls in flight, one-way ones that are not taken yet included.
+    pub fn in_flight(&self) -> usize {
+        self.port().map_or(0, |port| {
+            port.reap();
+            port.in_flight()
+        })
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        for port in self.ports.get_mut().iter() {
+            port.reap();
+            // No call is left but one-way and given-up ones: each other holds the link.
+            if let Some((lane, unanswered)) = port.orphan() {
+                lane.outlive_link(unanswered);
+            }
+        }
+    }
+}

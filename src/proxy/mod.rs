@@ -1,0 +1,172 @@
+//! The caller's side: from a proxy's method to its result.
+//!
+//! [`call`] is the value that a proxy's method returns; [`flight`] its way from sending to its end; [`port`] where it gets
+//! a slot; [`lane`] how it waits, and hears of the owner's end; [`answer`] its response, copied out; [`link`] what all
+//! proxies of a name share, and how the next owner is found.
+
+mod answer;
+mod call;
+mod connect;
+mod flight;
+mod lane;
+mod link;
+mod port;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::object::{Interface, Proxy};
+use crate::owner::dispatch::DESCRIBE_KEY;
+use crate::wire::describe::Description;
+use crate::wire::errors::OwnError;
+use crate::wire::key::method_key_of;
+use crate::wire::schema::Type;
+
+use call::{RawCall, Style};
+
+pub use call::Call;
+pub use connect::Connect;
+pub(crate) use lane::{Lane, Parts as LaneParts};
+pub(crate) use link::{HANDSHAKE_NS, Link};
+
+/// What a call does while nobody publishes its object's name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Absent {
+    /// It fails at once with `NotFound`.
+    #[default]
+    Fail,
+    /// It waits for the name until its deadline.
+    Wait,
+}
+
+/// What a proxy calls through. Generated proxies hold one; cheap to clone, and any number of threads may use it.
+#[derive(Clone)]
+pub struct Handle {
+    link: Arc<Link>,
+    /// The keys of the proxy's methods.
+    keys: Arc<[u64]>,
+    style: Style,
+}
+
+impl Handle {
+    pub(crate) fn new(link: Arc<Link>, interface: &Interface, style: Style) -> Handle {
+        Handle { link, keys: interface.methods.iter().map(|(_, key)| *key).collect(), style }
+    }
+
+    /// A call of the proxy's `index`th method. For generated code.
+    #[doc(hidden)]
+    #[inline(always)]
+    pub fn call<A: Serialize + ?Sized, T: DeserializeOwned + 'static, E: OwnError>(
+        &self,
+        index: usize,
+        method: &'static str,
+        arguments: &A,
+    ) -> Call<T, E> {
+        Call::new(RawCall::new(&self.link, self.keys[index], method, self.style, arguments))
+    }
+
+    /// The name of the object.
+    pub fn name(&self) -> &str {
+        self.link.name.as_str()
+    }
+
+    /// The process id of the present owner; `None` while there is none, 0 if it lies outside this pid namespace.
+    pub fn owner_pid(&self) -> Option<u32> {
+        self.link.with_lane(|lane| lane.peer.credentials.pid)
+    }
+
+    /// Whether the object can be called at present, as far as this process knows. A call connects by itself.
+    pub fn is_connected(&self) -> bool {
+        self.link.is_connected()
+    }
+
+    /// Calls of this process in flight on the object, one-way ones that are not yet taken included.
+    pub fn in_flight(&self) -> usize {
+        self.link.in_flight()
+    }
+
+    /// What the object can do: its methods and properties with the names and types of their arguments, and their docs.
+    pub fn describe(&self) -> Call<Description> {
+        Call::new(RawCall::new(&self.link, DESCRIBE_KEY, "describe", self.style, &()))
+    }
+
+    /// The same handle with another time-out for calls made through it.
+    pub fn with_timeout(mut self, timeout: Duration) -> Handle {
+        self.style.timeout = timeout;
+        self
+    }
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handle").field("object", &self.name()).field("owner_pid", &self.owner_pid()).finish()
+    }
+}
+
+/// A proxy without a type of its own: methods are named where they are called, and their types said there.
+///
+/// For objects made of closures, and for tools. A method's types must be exactly the object's: a call with others gets
+/// `SchemaMismatch`, never garbage.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use objbus::{Bus, MethodTable, Untyped};
+///
+/// let bus = Bus::in_memory();
+/// let math = MethodTable::named("Math").method("hypot", |x: f64, y: f64| x.hypot(y));
+/// let _published = bus.publish("math", math)?;
+///
+/// let math: Untyped = bus.proxy("math").wait()?;
+/// assert_eq!(math.call::<(f64, f64), f64>("hypot", &(3.0, 4.0)).wait()?, 5.0);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Untyped {
+    handle: Handle,
+}
+
+impl Untyped {
+    /// A call of the method `name` with a tuple of arguments, which cannot fail by itself.
+    pub fn call<A: Arguments, T: Type + DeserializeOwned + 'static>(
+        &self,
+        name: &'static str,
+        arguments: &A,
+    ) -> Call<T> {
+        self.try_call::<A, T, std::convert::Infallible>(name, arguments)
+    }
+
+    /// A call of the method `name` that may return an error of its own.
+    pub fn try_call<A: Arguments, T: Type + DeserializeOwned + 'static, E: OwnError>(
+        &self,
+        name: &'static str,
+        arguments: &A,
+    ) -> Call<T, E> {
+        let key = method_key_of::<A, T, E>(name);
+        Call::new(RawCall::new(&self.handle.link, key, name, self.handle.style, arguments))
+    }
+
+    /// Reads the property `name`.
+    pub fn property<T: Type + DeserializeOwned + 'static>(&self, name: &'static str) -> Call<T> {
+        self.call::<(), T>(name, &())
+    }
+}
+
+impl Proxy for Untyped {
+    fn interface() -> Interface {
+        Interface { type_name: "", methods: Vec::new() }
+    }
+
+    fn from_handle(handle: Handle) -> Untyped {
+        Untyped { handle }
+    }
+
+    fn handle(&self) -> &Handle {
+        &self.handle
+    }
+}
+
+pub use crate::wire::key::Arguments;

@@ -1,0 +1,266 @@
+//! Publishing an object: the builder, and the guard that keeps it published.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use crate::access::Access;
+use crate::bus::Bus;
+use crate::engine::engine;
+use crate::error::PublishError;
+use crate::handshake::METHODS_MAX;
+use crate::names::{Bound, Name};
+use crate::object::MethodTable;
+use crate::owner::hosted::{Hosted, Limits, PanicPolicy, Parts, Rules};
+use crate::owner::listener::Listener;
+use crate::park::Parker;
+use crate::ring::layout::{CLOSING, REPLACED};
+use crate::sys::clock;
+
+/// An object about to be published.
+///
+/// ```
+/// # struct Counter;
+/// # #[objbus::object] impl Counter { pub fn reset(&self) {} }
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use objbus::{Access, Bus};
+///
+/// let bus = Bus::in_memory();
+/// let _published = bus
+///     .object("counter", Counter)
+///     .workers(1) // one call at a time
+///     .method_access("reset", Access::only().uid(0))
+///     .publish()?;
+/// # Ok(()) }
+/// ```
+#[must_use = "an object is not published until `publish`"]
+pub struct Publication {
+    bus: Bus,
+    name: String,
+    table: MethodTable,
+    rules: Rules,
+    replaces: bool,
+}
+
+impl Publication {
+    pub(crate) fn new(bus: Bus, name: &str, table: MethodTable) -> Publication {
+        let limits = bus.0.limits().clone();
+        let rules = Rules {
+            workers: usize::MAX,
+            access: Access::everyone(),
+            method_access: HashMap::new(),
+            limits,
+            on_panic: PanicPolicy::Continue,
+        };
+        Publication { bus, name: name.to_owned(), table, rules, replaces: false }
+    }
+
+    /// How many calls of the object run at once; as many as the process has workers by default. With 1, a call that would
+    /// wait for itself, through other objects, gets `WouldDeadlock`.
+    ///
+    /// # Panics
+    ///
+    /// If `workers` is 0.
+    pub fn workers(mut self, workers: usize) -> Publication {
+        assert!(workers > 0, "an object without a worker would answer nobody");
+        self.rules.workers = workers;
+        self
+    }
+
+    /// Who may call the object.
+    pub fn access(mut self, access: Access) -> Publication {
+        self.rules.access = access;
+        self
+    }
+
+    /// Who may call one method, of those who may call the object.
+    pub fn method_access(mut self, method: &str, access: Access) -> Publication {
+        self.rules.method_access.insert(method.to_owned(), access);
+        self
+    }
+
+    /// What callers may use; the bus's limits by default.
+    pub fn limits(mut self, limits: Limits) -> Publication {
+        self.rules.limits = limits;
+        self
+    }
+
+    /// What happens after a method has panicked.
+    pub fn on_panic(mut self, policy: PanicPolicy) -> Publication {
+        self.rules.on_panic = policy;
+        self
+    }
+
+    /// Takes the name over from its present owner, if there is one, without losing a call: that owner finishes what it
+    /// has, and callers come here. It must run as the same user.
+    pub fn replace(mut self) -> Publication {
+        self.replaces = true;
+        self
+    }
+
+    /// Publishes. Async methods will run on the tokio runtime that this is called in, with the feature `tokio`.
+    ///
+    /// # Errors
+    ///
+    /// [`PublishError`]; nothing is published then.
+    pub fn publish(self) -> Result<Published, PublishError> {
+        let inner = Arc::clone(&self.bus.0);
+        if inner.is_foreign() {
+            return Err(PublishError::ForkedHandle);
+        }
+        if inner.is_closed() {
+            return Err(PublishError::Closed);
+        }
+        self.check()?;
+        let name = Name::new(&self.name).map_err(|reason| PublishError::NameInvalid { reason })?;
+        let system = |errno| PublishError::System { reason: format!("publishing: {errno}") };
+        let bound = self.bind(&name)?;
+        let hosted = Arc::new(Hosted::new(Parts {
+            name: self.name,
+            table: self.table,
+            rules: self.rules,
+            bus: Arc::downgrade(&inner),
+            engine: engine().map_err(system)?,
+        }));
+        let listener = Listener::new(Arc::clone(&hosted), bound).map_err(system)?;
+        inner.add_listener(&name, &listener)?;
+        Ok(Published { bus: self.bus, hosted, listener })
+    }
+
+    fn check(&self) -> Result<(), PublishError> {
+        let bad = |reason| Err(PublishError::BadObject { reason });
+        if let Err(reason) = self.table.check() {
+            return bad(reason);
+        }
+        if self.table.methods().len() > METHODS_MAX {
+            return bad(format!("it has more than {METHODS_MAX} methods"));
+        }
+        match self.rules.method_access.keys().find(|name| self.table.find_name(name).is_none()) {
+            Some(unknown) => {
+                bad(format!("an access rule names the method `{unknown}`, which it does not have"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Takes the name; `None` on an in-memory bus, whose registry is the listener's business.
+    fn bind(&self, name: &Name) -> Result<Option<Bound>, PublishError> {
+        let inner = &self.bus.0;
+        match inner.directory() {
+            Some(_) if self.replaces => inner.take_over(name).map(Some),
+            Some(directory) => directory.bind(name).map(Some),
+            None => {
+                let present = inner.local_listener(name).filter(|listener| !listener.hosted.is_closing());
+                match present {
+                    Some(_) if !self.replaces => {
+                        Err(PublishError::AlreadyPublished { pid: std::process::id() })
+                    }
+                    Some(present) => {
+                        present.hosted.close(REPLACED);
+                        Ok(None)
+                    }
+                    None => Ok(None),
+                }
+            }
+        }
+    }
+}
+
+/// Keeps an object published; dropping it withdraws the object.
+///
+/// The drop does not wait: running methods end as they will, and are answered; calls that have not begun get `Unpublished`.
+/// [`shutdown`](Published::shutdown) waits for the running ones.
+#[must_use = "dropping the guard withdraws the object"]
+pub struct Published {
+    bus: Bus,
+    hosted: Arc<Hosted>,
+    listener: Arc<Listener>,
+}
+
+impl Published {
+    /// The name.
+    pub fn name(&self) -> &str {
+        self.hosted.name()
+    }
+
+    /// Whether another process has taken the name over.
+    pub fn is_replaced(&self) -> bool {
+        self.hosted.is_closing()
+    }
+
+    /// Callers that were disconnected for breaking the protocol, so far.
+    pub fn violations(&self) -> u64 {
+        self.hosted.violations()
+    }
+
+    /// Callers connected at present: one per process and bus opened in it.
+    pub fn callers(&self) -> usize {
+        self.hosted.callers()
+    }
+
+    /// Withdraws the object; the result ends when nothing of it runs any more.
+    pub fn shutdown(self) -> Shutdown {
+        Shutdown { hosted: Arc::clone(&self.hosted) }
+    }
+}
+
+impl Drop for Published {
+    fn drop(&mut self) {
+        if self.bus.0.is_foreign() {
+            return;
+        }
+        self.listener.withdraw();
+        self.bus.0.forget(&self.listener);
+        self.hosted.close(CLOSING);
+    }
+}
+
+impl fmt::Debug for Published {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Published").field("name", &self.name()).field("callers", &self.callers()).finish()
+    }
+}
+
+/// Ends when a withdrawn object's running methods have: await it, or [`wait`](Shutdown::wait).
+#[must_use = "await it, or wait for it"]
+pub struct Shutdown {
+    hosted: Arc<Hosted>,
+}
+
+impl Shutdown {
+    /// Blocks for up to `deadline`; whether all had ended by then.
+    pub fn wait(self, deadline: Duration) -> bool {
+        wait_idle(&self.hosted, deadline)
+    }
+}
+
+impl Future for Shutdown {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.hosted.is_idle() {
+            self.hosted.on_idle(cx.waker());
+        }
+        if self.hosted.is_idle() { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+/// Blocks until nothing of a withdrawn object runs any more.
+pub(crate) fn wait_idle(hosted: &Hosted, deadline: Duration) -> bool {
+    let span_ns = u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX);
+    let until_ns = clock::now_ns().saturating_add(span_ns);
+    let parker = Parker::new();
+    loop {
+        hosted.on_idle(parker.waker());
+        if hosted.is_idle() {
+            return true;
+        }
+        parker.park(until_ns);
+        if clock::now_ns() >= until_ns {
+            return hosted.is_idle();
+        }
+    }
+}

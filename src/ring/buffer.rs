@@ -1,0 +1,67 @@
+//! A request's body while its call value waits to be sent: words, as the ring wants them, that are written as bytes.
+
+use std::mem::MaybeUninit;
+
+use super::caller::RequestWords;
+use super::layout::{CHAIN_AT, CHAIN_WORDS, REQUEST_BODY, REQUEST_FIRST_WORDS, RequestMeta, Spill};
+
+/// Holds what [`CallerRing::publish`](super::caller::CallerRing::publish) asks to be initialised: always the first line's
+/// words; the words of a body once [`close`](RequestBuffer::close) was told its length; the chain's once set.
+pub(crate) struct RequestBuffer {
+    words: RequestWords,
+}
+
+impl RequestBuffer {
+    #[inline(always)]
+    pub fn new() -> RequestBuffer {
+        let mut words = [MaybeUninit::uninit(); REQUEST_BODY / 8];
+        // Part of the first line, which is sent whole: zeros, not the stack's old bytes.
+        for word in &mut words[..REQUEST_FIRST_WORDS] {
+            word.write(0);
+        }
+        RequestBuffer { words }
+    }
+
+    /// Where a body of up to [`REQUEST_BODY`] bytes is written.
+    #[inline(always)]
+    pub fn bytes(&mut self) -> &mut [MaybeUninit<u8>; REQUEST_BODY] {
+        // SAFETY: as many bytes, less strictly aligned, and any byte may be uninitialised in both types.
+        unsafe { &mut *self.words.as_mut_ptr().cast() }
+    }
+
+    /// Says that the first `len` bytes were written, and fills up the last word with zeros.
+    #[inline(always)]
+    pub fn close(&mut self, len: usize) {
+        if len > REQUEST_FIRST_WORDS * 8 {
+            let end = len.next_multiple_of(8).min(REQUEST_BODY);
+            for byte in &mut self.bytes()[len..end] {
+                byte.write(0);
+            }
+        }
+    }
+
+    /// Puts in place of a body where it lies.
+    pub fn set_spill(&mut self, spill: Spill) {
+        for (word, value) in self.words.iter_mut().zip(spill.to_words()) {
+            word.write(value);
+        }
+    }
+
+    pub fn set_chain(&mut self, chain: &[u64; CHAIN_WORDS]) {
+        for (word, id) in self.words[CHAIN_AT..].iter_mut().zip(chain) {
+            word.write(*id);
+        }
+    }
+
+    /// Takes another buffer's chain over, if `flags` say that it has one.
+    pub fn copy_chain(&mut self, from: &RequestBuffer, flags: u8) {
+        if flags & RequestMeta::CHAIN != 0 {
+            self.words[CHAIN_AT..].copy_from_slice(&from.words[CHAIN_AT..]);
+        }
+    }
+
+    #[inline(always)]
+    pub fn words(&self) -> &RequestWords {
+        &self.words
+    }
+}

@@ -1,0 +1,267 @@
+//! The caller's end of a lane: requests go in, responses come out.
+//!
+//! A slot belongs to one call from its reservation to its release, so everything here that takes a slot is called by
+//! that call alone; only claiming a cell is shared among the threads of the process.
+
+use std::mem::MaybeUninit;
+use std::ptr::NonNull;
+
+use crossbeam_utils::CachePadded;
+
+use super::layout::*;
+use crate::sync::{AtomicU32, Ordering, fence};
+
+/// What a call says beside its body.
+#[derive(Clone, Copy)]
+pub(crate) struct Header {
+    pub key: u64,
+    pub flags: u8,
+    pub cpu: u16,
+    pub deadline_ms: u32,
+    pub len: u32,
+}
+
+/// A request's body as words, the last of them padded.
+pub(crate) type RequestWords = [MaybeUninit<u64>; REQUEST_BODY / 8];
+/// A response's body as words.
+pub(crate) type ResponseWords = [MaybeUninit<u64>; RESPONSE_BODY / 8];
+
+/// What a look at a slot shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// Not answered yet.
+    Waiting,
+    /// Answered.
+    Answered,
+    /// A number that no honest owner writes.
+    Violation,
+}
+
+/// The caller's end of a lane.
+pub(crate) struct CallerRing {
+    /// Read-write here, read-only at the owner.
+    request: NonNull<RequestMemory>,
+    /// Read-only here.
+    response: NonNull<ResponseMemory>,
+    /// The next position of the request ring; claimed by `fetch_add`.
+    next: CachePadded<AtomicU32>,
+    /// Per slot, how many answers were seen. Written by the slot's holder only.
+    answers: [AtomicU32; SLOTS],
+}
+
+// SAFETY: both memories are only touched through atomics, which any thread may use at any time, and the owner of this
+// value keeps them mapped (see `new`).
+unsafe impl Send for CallerRing {}
+// SAFETY: as above; the methods that need a slot's holder say so, and break nothing but that lane's protocol.
+unsafe impl Sync for CallerRing {}
+
+impl CallerRing {
+    /// Over two fresh (zeroed) memories.
+    ///
+    /// # Safety
+    ///
+    /// Both stay mapped as long as this value lives: `request` readable and writable, `response` readable.
+    pub unsafe fn new(request: NonNull<RequestMemory>, response: NonNull<ResponseMemory>) -> CallerRing {
+        CallerRing {
+            request,
+            response,
+            next: CachePadded::new(AtomicU32::new(0)),
+            answers: std::array::from_fn(|_| AtomicU32::new(0)),
+        }
+    }
+
+    #[inline(always)]
+    fn request(&self) -> &RequestMemory {
+        // SAFETY: mapped for as long as `self` (see `new`), and made of atomics only, so that a reference to it claims
+        // nothing about values that change.
+        unsafe { self.request.as_ref() }
+    }
+
+    #[inline(always)]
+    fn response(&self) -> &ResponseMemory {
+        // SAFETY: as for `request`; the mapping is read-only and nothing here stores to it.
+        unsafe { self.response.as_ref() }
+    }
+
+    /// The number of the answer that the next call in `slot` waits for.
+    #[inline(always)]
+    pub fn wanted(&self, slot: usize) -> u32 {
+        self.answers[slot].load(Ordering::Relaxed).wrapping_add(1)
+    }
+
+    /// Puts a request into the ring.
+    ///
+    /// # Safety
+    ///
+    /// Initialised must be: the words of the first line whatever the length, those that `header.len` bytes take (or
+    /// [`SPILL_LEN`], if flagged), and the chain's if flagged.
+    ///
+    /// A cell is always free here. The calls out never outnumber the slots; the owner takes cells in order; and it
+    /// answers a call only after taking its cell. So the cell `SLOTS` positions back was taken before the call that held
+    /// our slot (or freed the one we could reserve) was answered, which we have seen.
+    #[inline(always)]
+    pub unsafe fn publish(&self, slot: usize, header: Header, body: &RequestWords) {
+        let position = self.next.fetch_add(1, Ordering::Relaxed);
+        let cell = &self.request().cells[position as usize % SLOTS];
+        // The first line is copied whole, without a look at the length: cheaper than the branch. What lies beyond the
+        // length was zero or our own older bytes, so it tells the owner nothing new.
+        // SAFETY: the caller of this function initialised the first line's words.
+        unsafe { copy_words(cell, body, 0..REQUEST_FIRST_WORDS) };
+        if header.len as usize > REQUEST_FIRST_WORDS * 8 || header.flags & RequestMeta::CHAIN != 0 {
+            // SAFETY: and those that the length and the flags ask for.
+            unsafe { copy_rest(cell, header, body) };
+        }
+        let meta = RequestMeta { slot: slot as u8, flags: header.flags, cpu: header.cpu };
+        cell.key.store(header.key, Ordering::Relaxed);
+        cell.deadline_ms.store(header.deadline_ms, Ordering::Relaxed);
+        cell.len.store(header.len, Ordering::Relaxed);
+        cell.meta.store(meta.pack(), Ordering::Relaxed);
+        // Release: an owner that sees the number sees the whole cell.
+        cell.number.store(position.wrapping_add(1), Ordering::Release);
+    }
+
+    /// Whether the owner must be rung to see what was just published.
+    #[inline(always)]
+    pub fn must_ring(&self) -> bool {
+        // Pairs with the fence of `OwnerRing::stop_polling`: either we see ASLEEP there, or its last look sees our cell.
+        fence(Ordering::SeqCst);
+        self.response().polled.load(Ordering::Relaxed) == ASLEEP
+    }
+
+    /// Whether the owner takes no new calls: [`OPEN`], [`CLOSING`] or [`REPLACED`].
+    pub fn closing(&self) -> u32 {
+        self.response().closing.load(Ordering::Acquire)
+    }
+
+    /// Looks for the answer of the call in `slot`.
+    #[inline(always)]
+    pub fn look(&self, slot: usize) -> Look {
+        let before = self.answers[slot].load(Ordering::Relaxed);
+        // Acquire: who sees the count sees the response.
+        let count = self.response().slots[slot].count.load(Ordering::Acquire);
+        if count == before.wrapping_add(1) {
+            Look::Answered
+        } else if count == before {
+            Look::Waiting
+        } else {
+            Look::Violation
+        }
+    }
+
+    /// The answered response's meta word and length. Only after [`Look::Answered`].
+    #[inline(always)]
+    pub fn response_head(&self, slot: usize) -> (ResponseMeta, usize) {
+        let response = &self.response().slots[slot];
+        let meta = ResponseMeta::unpack(response.meta.load(Ordering::Relaxed));
+        (meta, response.len.load(Ordering::Relaxed) as usize)
+    }
+
+    /// Copies `len` bytes of the answered response's body out, `len <= RESPONSE_BODY`. The first line's words are
+    /// initialised whatever the length.
+    #[inline(always)]
+    pub fn response_body(&self, slot: usize, len: usize, words: &mut ResponseWords) {
+        debug_assert!(len <= RESPONSE_BODY);
+        let body = &self.response().slots[slot].body;
+        for (word, shared) in words.iter_mut().zip(body).take(RESPONSE_FIRST_WORDS) {
+            word.write(shared.load(Ordering::Relaxed));
+        }
+        if len > RESPONSE_FIRST_WORDS * 8 {
+            for (word, shared) in words.iter_mut().zip(body).take(len.div_ceil(8)).skip(RESPONSE_FIRST_WORDS)
+            {
+                word.write(shared.load(Ordering::Relaxed));
+            }
+        }
+    }
+
+    /// Says that the call in `slot` is over and its response read: the slot can be given to the next call.
+    #[inline(always)]
+    pub fn finish(&self, slot: usize) {
+        self.answers[slot].store(self.wanted(slot), Ordering::Relaxed);
+    }
+
+    /// Tells the owner that the spilled body of the answer in `slot` was copied out. Before [`finish`](Self::finish).
+    pub fn release_spill(&self, slot: usize) {
+        self.request().control[slot].released.store(self.wanted(slot), Ordering::Release);
+    }
+
+    /// Says who waits for the answer in `slot`, then fences, so that a look after this call cannot miss an answer whose
+    /// owner missed the word.
+    pub fn set_sleep(&self, slot: usize, who: u32) {
+        self.request().control[slot].sleep.store(who, Ordering::Relaxed);
+        // Pairs with the fence of `OwnerRing::fence_answers`.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Says that nobody waits any more; no fence, since a needless wake harms nobody.
+    pub fn clear_sleep(&self, slot: usize) {
+        self.request().control[slot].sleep.store(AWAKE, Ordering::Relaxed);
+    }
+
+    /// Sleeps until the answer in `slot` may be there. Every return means: look again.
+    pub fn sleep(&self, slot: usize, deadline_ns: Option<u64>) {
+        let before = self.answers[slot].load(Ordering::Relaxed);
+        self.response().slots[slot].count.sleep(before, deadline_ns);
+    }
+
+    /// Wakes this process' own sleepers on `slot`, for the news of a death.
+    pub fn wake(&self, slot: usize) {
+        self.response().slots[slot].count.wake();
+    }
+
+    /// Whether the owner has begun the call in `slot`.
+    pub fn begun(&self, slot: usize) -> bool {
+        self.response().started.0[slot].load(Ordering::Acquire) == self.wanted(slot)
+    }
+
+    /// Gives up the call in `slot`. `false`: the owner has not begun it and never will; `true`: it may have.
+    ///
+    /// The one call in four billion whose answer number is 0, which means "none" in the word, counts as begun.
+    pub fn withdraw(&self, slot: usize) -> bool {
+        let wanted = self.wanted(slot);
+        self.request().control[slot].withdrawn.store(wanted, Ordering::Relaxed);
+        // Pairs with the fence of `OwnerRing::begin`: either the owner sees the withdrawal, or we see that it began.
+        fence(Ordering::SeqCst);
+        wanted == 0 || self.begun(slot)
+    }
+
+    /// Takes a withdrawal back once its call is answered, so that it cannot meet a call of the same number 2^32 later.
+    pub fn clear_withdrawn(&self, slot: usize) {
+        self.request().control[slot].withdrawn.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether the next call is expected at once ([`HOT`]) or not ([`COLD`]).
+    pub fn set_hint(&self, hint: u32) {
+        self.request().hint.store(hint, Ordering::Relaxed);
+    }
+}
+
+/// Copies a body's words beyond the first line, and the chain.
+///
+/// # Safety
+///
+/// As for [`CallerRing::publish`].
+#[inline(never)]
+unsafe fn copy_rest(cell: &RequestCell, header: Header, body: &RequestWords) {
+    let spilled = header.flags & RequestMeta::SPILLED != 0;
+    let len = if spilled { SPILL_LEN } else { header.len as usize };
+    let words = len.div_ceil(8).min(body.len());
+    if words > REQUEST_FIRST_WORDS {
+        // SAFETY: within the length, so initialised.
+        unsafe { copy_words(cell, body, REQUEST_FIRST_WORDS..words) };
+    }
+    if header.flags & RequestMeta::CHAIN != 0 {
+        // SAFETY: the flag says that they are.
+        unsafe { copy_words(cell, body, CHAIN_AT..CHAIN_AT + CHAIN_WORDS) };
+    }
+}
+
+/// # Safety
+///
+/// The words of `range` are initialised.
+#[inline(always)]
+unsafe fn copy_words(cell: &RequestCell, body: &RequestWords, range: std::ops::Range<usize>) {
+    for (shared, word) in cell.body[range.clone()].iter().zip(&body[range]) {
+        // SAFETY: asked of the caller.
+        shared.store(unsafe { word.assume_init() }, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,1 @@
+//! loom models of the ring: the real code under every interleaving.

@@ -1,0 +1,345 @@
+//! The owner's end of a lane: requests come out in order, responses go in by slot.
+//!
+//! Taking is for one thread at a time ([`OwnerRing::try_lock`]), from reading a cell until its body is copied out: so
+//! an answered call implies that all earlier cells are free. Running and answering hold no lock.
+
+use std::mem::MaybeUninit;
+use std::ptr::NonNull;
+
+use crossbeam_utils::CachePadded;
+
+use super::caller::RequestWords;
+use super::layout::*;
+use crate::sync::{AtomicBool, AtomicU8, AtomicU32, Ordering, fence};
+
+/// What taking gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Take {
+    /// No request is there.
+    Empty,
+    /// One was copied out.
+    Taken,
+    /// The cell holds what no honest caller writes: close the lane.
+    Violation,
+}
+
+/// A request, copied out of the ring: what is checked is what is used.
+#[derive(Clone)]
+pub(crate) struct Request {
+    pub meta: RequestMeta,
+    /// The number of the answer that this call waits for.
+    pub wanted: u32,
+    pub key: u64,
+    pub deadline_ms: u32,
+    pub len: u32,
+    /// The first line's words and those of the body and chain, as far as the header says there are any.
+    words: RequestWords,
+}
+
+impl Request {
+    /// To be filled by [`Taker::take`].
+    #[inline(always)]
+    pub fn blank() -> Request {
+        Request {
+            meta: RequestMeta { slot: 0, flags: 0, cpu: NO_CPU },
+            wanted: 0,
+            key: 0,
+            deadline_ms: 0,
+            len: 0,
+            words: [MaybeUninit::uninit(); REQUEST_BODY / 8],
+        }
+    }
+
+    #[inline(always)]
+    pub fn slot(&self) -> usize {
+        usize::from(self.meta.slot)
+    }
+
+    /// The body, if it came in the cell.
+    #[inline(always)]
+    pub fn body(&self) -> &[u8] {
+        let len = if self.meta.has(RequestMeta::SPILLED) { 0 } else { self.len as usize };
+        // SAFETY: `take` refuses a length beyond the cell's room and initialises all words that it takes; a Request that
+        // nothing was taken into has length 0.
+        unsafe { std::slice::from_raw_parts(self.words.as_ptr().cast(), len) }
+    }
+
+    /// Where the body lies, if it did not fit; `None` inside if no honest caller wrote that.
+    pub fn spill(&self) -> Option<Option<Spill>> {
+        self.meta.has(RequestMeta::SPILLED).then(|| {
+            // SAFETY: the flag made `take` copy SPILL_LEN bytes.
+            let words = std::array::from_fn(|i| unsafe { self.words[i].assume_init() });
+            Spill::from_words(words).filter(|spill| spill.len == u64::from(self.len))
+        })
+    }
+
+    /// The objects that this call came through, oldest first, 0 where there is none.
+    pub fn chain(&self) -> [u64; CHAIN_WORDS] {
+        if !self.meta.has(RequestMeta::CHAIN) {
+            return [0; CHAIN_WORDS];
+        }
+        // SAFETY: the flag made `take` copy them.
+        std::array::from_fn(|i| unsafe { self.words[CHAIN_AT + i].assume_init() })
+    }
+}
+
+/// The owner's end of a lane.
+pub(crate) struct OwnerRing {
+    /// Read-only here.
+    request: NonNull<RequestMemory>,
+    /// Read-write here, read-only at the caller.
+    response: NonNull<ResponseMemory>,
+    /// Held by the one thread that takes.
+    taking: CachePadded<AtomicBool>,
+    /// The next position to take. Only under `taking`.
+    next: AtomicU32,
+    /// Per slot, 1 while a call is out in it: set under `taking`, cleared by who answers.
+    busy: [AtomicU8; SLOTS],
+    /// Per slot, how many answers were given. Written by who answers the slot's call.
+    answers: [AtomicU32; SLOTS],
+}
+
+// SAFETY: both memories are only touched through atomics, and stay mapped (see `new`); `next` is guarded by `taking`.
+unsafe impl Send for OwnerRing {}
+// SAFETY: as above.
+unsafe impl Sync for OwnerRing {}
+
+impl OwnerRing {
+    /// Over two fresh (zeroed) memories.
+    ///
+    /// # Safety
+    ///
+    /// Both stay mapped as long as this value lives: `request` readable, `response` readable and writable.
+    pub unsafe fn new(request: NonNull<RequestMemory>, response: NonNull<ResponseMemory>) -> OwnerRing {
+        OwnerRing {
+            request,
+            response,
+            taking: CachePadded::new(AtomicBool::new(false)),
+            next: AtomicU32::new(0),
+            busy: std::array::from_fn(|_| AtomicU8::new(0)),
+            answers: std::array::from_fn(|_| AtomicU32::new(0)),
+        }
+    }
+
+    #[inline(always)]
+    fn request(&self) -> &RequestMemory {
+        // SAFETY: mapped as long as `self`, atomics only; nothing here stores to it.
+        unsafe { self.request.as_ref() }
+    }
+
+    #[inline(always)]
+    fn response(&self) -> &ResponseMemory {
+        // SAFETY: mapped as long as `self`, atomics only.
+        unsafe { self.response.as_ref() }
+    }
+
+    /// Whether a call is taken and not answered. Exact for who has stopped the taking of new ones.
+    pub fn is_busy(&self) -> bool {
+        self.busy.iter().any(|busy| busy.load(Ordering::Acquire) != 0)
+    }
+
+    /// How many calls are taken and not answered.
+    pub fn busy(&self) -> u32 {
+        self.busy.iter().map(|busy| u32::from(busy.load(Ordering::Relaxed))).sum()
+    }
+
+    /// Becomes the one thread that takes from this lane, unless another is.
+    #[inline(always)]
+    pub fn try_lock(&self) -> Option<Taker<'_>> {
+        // Acquire pairs with the drop of the last Taker: its `next` and `busy` are ours now.
+        (!self.taking.load(Ordering::Relaxed) && !self.taking.swap(true, Ordering::Acquire))
+            .then_some(Taker { ring: self })
+    }
+
+    /// Whether a request waits at this moment; for who does not hold the lock a hint.
+    #[inline(always)]
+    pub fn has_request(&self) -> bool {
+        let next = self.next.load(Ordering::Relaxed);
+        let number = self.request().cells[next as usize % SLOTS].number.load(Ordering::Acquire);
+        number != next.wrapping_sub(SLOTS as u32 - 1) && !(number == 0 && next < SLOTS as u32)
+    }
+
+    /// Says that a thread looks at this lane by itself.
+    pub fn start_polling(&self) {
+        self.response().polled.store(POLLED, Ordering::Relaxed);
+        // Before this thread looks whether the lane is still its own: a later ASLEEP of another's is never overtaken.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Says that none does any more. Look once more after this call: who published without ringing did so before it.
+    pub fn stop_polling(&self) {
+        self.response().polled.store(ASLEEP, Ordering::Relaxed);
+        // Pairs with the fence of `CallerRing::must_ring`.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Says that no new calls are taken ([`CLOSING`] or [`REPLACED`]).
+    pub fn close(&self, how: u32) {
+        self.response().closing.store(how, Ordering::Release);
+        fence(Ordering::SeqCst);
+    }
+
+    /// Whether the caller expects to call again at once.
+    #[inline(always)]
+    pub fn hint_is_hot(&self) -> bool {
+        self.request().hint.load(Ordering::Relaxed) == HOT
+    }
+
+    /// Says that the call in `slot` is about to run. `false`: its caller has given it up, it must not run.
+    #[inline(always)]
+    pub fn begin(&self, slot: usize, wanted: u32) -> bool {
+        // Release, so that on a weakly ordered machine no effect of the method is seen before the word.
+        self.response().started.0[slot].store(wanted, Ordering::Release);
+        // Pairs with the fence of `CallerRing::withdraw`.
+        fence(Ordering::SeqCst);
+        !self.is_withdrawn(slot, wanted)
+    }
+
+    /// Whether the caller of the call in `slot` has given it up.
+    #[inline(always)]
+    pub fn is_withdrawn(&self, slot: usize, wanted: u32) -> bool {
+        let withdrawn = self.request().control[slot].withdrawn.load(Ordering::Relaxed);
+        withdrawn == wanted && withdrawn != 0
+    }
+
+    /// Where the response body of the call in `slot` is written, [`RESPONSE_BODY`] bytes. For who answers it only.
+    #[inline(always)]
+    pub fn response_body(&self, slot: usize) -> NonNull<u8> {
+        // SAFETY: within the mapped memory; the projection makes no reference.
+        unsafe {
+            NonNull::new_unchecked((&raw const (*self.response.as_ptr()).slots[slot].body).cast_mut().cast())
+        }
+    }
+
+    /// Writes words into the response body of the call in `slot`. For who answers it only.
+    pub fn write_response(&self, slot: usize, words: &[u64]) {
+        for (shared, word) in self.response().slots[slot].body.iter().zip(words) {
+            shared.store(*word, Ordering::Relaxed);
+        }
+    }
+
+    /// Writes at most [`RESPONSE_BODY`] bytes into the response body of the call in `slot`. For who answers it only.
+    pub fn write_response_bytes(&self, slot: usize, bytes: &[u8]) {
+        assert!(bytes.len() <= RESPONSE_BODY, "a body of {} bytes does not fit a slot", bytes.len());
+        for (shared, chunk) in self.response().slots[slot].body.iter().zip(bytes.chunks(8)) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            shared.store(u64::from_ne_bytes(word), Ordering::Relaxed);
+        }
+    }
+
+    /// Publishes the response that stands in the slot's body. Then look at [`sleeper`](Self::sleeper), and once more
+    /// after [`fence_answers`](Self::fence_answers).
+    #[inline(always)]
+    pub fn answer(&self, slot: usize, wanted: u32, meta: ResponseMeta, len: u32) {
+        let response = &self.response().slots[slot];
+        response.meta.store(meta.pack(), Ordering::Relaxed);
+        response.len.store(len, Ordering::Relaxed);
+        self.answers[slot].store(wanted, Ordering::Relaxed);
+        // Before the count: the caller may use the slot again at once, and must not find it busy. A hostile caller
+        // that names the slot just now can make another thread write the body, never the words of this function.
+        self.busy[slot].store(0, Ordering::Release);
+        // Release: who sees the count sees the response.
+        response.count.store(wanted, Ordering::Release);
+    }
+
+    /// One fence for all answers given since the last.
+    #[inline(always)]
+    pub fn fence_answers(&self) {
+        // Pairs with the fence of `CallerRing::set_sleep`.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Who waits for the answer in `slot`: [`AWAKE`], [`ON_FUTEX`], or an arm number.
+    #[inline(always)]
+    pub fn sleeper(&self, slot: usize) -> u32 {
+        self.request().control[slot].sleep.load(Ordering::Relaxed)
+    }
+
+    /// Wakes the thread that sleeps on `slot`.
+    pub fn wake(&self, slot: usize) {
+        self.response().slots[slot].count.wake();
+    }
+
+    /// The answer number up to which the caller has copied spilled bodies of `slot` out.
+    pub fn released(&self, slot: usize) -> u32 {
+        self.request().control[slot].released.load(Ordering::Acquire)
+    }
+}
+
+/// The right to take from a lane; dropping it gives it up.
+pub(crate) struct Taker<'a> {
+    ring: &'a OwnerRing,
+}
+
+impl Drop for Taker<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.ring.taking.store(false, Ordering::Release);
+    }
+}
+
+impl Taker<'_> {
+    /// Copies the next request out of the ring into `request`.
+    #[inline(always)]
+    pub fn take(&mut self, request: &mut Request) -> Take {
+        let ring = self.ring;
+        let position = ring.next.load(Ordering::Relaxed);
+        let cell = &ring.request().cells[position as usize % SLOTS];
+        // Acquire: who sees the number sees the cell.
+        let number = cell.number.load(Ordering::Acquire);
+        if number != position.wrapping_add(1) {
+            return absent(number, position);
+        }
+        let Some(meta) = RequestMeta::unpack(cell.meta.load(Ordering::Relaxed)) else {
+            return Take::Violation;
+        };
+        request.meta = meta;
+        request.len = cell.len.load(Ordering::Relaxed);
+        request.key = cell.key.load(Ordering::Relaxed);
+        request.deadline_ms = cell.deadline_ms.load(Ordering::Relaxed);
+        for (word, shared) in request.words.iter_mut().zip(&cell.body).take(REQUEST_FIRST_WORDS) {
+            word.write(shared.load(Ordering::Relaxed));
+        }
+        if (request.len as usize > REQUEST_FIRST_WORDS * 8 || meta.flags != 0) && !take_rest(cell, request) {
+            request.len = 0;
+            return Take::Violation;
+        }
+        let slot = request.slot();
+        if ring.busy[slot].load(Ordering::Acquire) != 0 {
+            return Take::Violation;
+        }
+        ring.busy[slot].store(1, Ordering::Relaxed);
+        request.wanted = ring.answers[slot].load(Ordering::Relaxed).wrapping_add(1);
+        ring.next.store(position.wrapping_add(1), Ordering::Relaxed);
+        Take::Taken
+    }
+}
+
+/// A cell that does not hold the next request must hold the one of a turn ago, or nothing if there was none.
+#[inline(always)]
+fn absent(number: u32, position: u32) -> Take {
+    let turn_ago = position.wrapping_add(1).wrapping_sub(SLOTS as u32);
+    if number == turn_ago || (number == 0 && position < SLOTS as u32) { Take::Empty } else { Take::Violation }
+}
+
+/// Copies what lies beyond the first line; `false` for a length that no honest caller writes.
+#[inline(never)]
+fn take_rest(cell: &RequestCell, request: &mut Request) -> bool {
+    let spilled = request.meta.has(RequestMeta::SPILLED);
+    let len = if spilled { SPILL_LEN } else { request.len as usize };
+    if len > request.meta.room() {
+        return false;
+    }
+    for (word, shared) in
+        request.words.iter_mut().zip(&cell.body).take(len.div_ceil(8)).skip(REQUEST_FIRST_WORDS)
+    {
+        word.write(shared.load(Ordering::Relaxed));
+    }
+    if request.meta.has(RequestMeta::CHAIN) {
+        for (word, shared) in request.words.iter_mut().zip(&cell.body).skip(CHAIN_AT) {
+            word.write(shared.load(Ordering::Relaxed));
+        }
+    }
+    true
+}
