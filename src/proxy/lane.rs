@@ -361,10 +361,15 @@ impl Lane {
         self.chunks.fetch_or(1 << slot, Ordering::Relaxed);
     }
 
+    /// Whether the call in `slot` keeps a chunk.
+    pub fn has_chunk(&self, slot: usize) -> bool {
+        self.chunks.load(Ordering::Relaxed) & 1 << slot != 0
+    }
+
     /// Frees the chunk of the call in `slot`, if it has one.
     #[inline(always)]
     pub fn drop_chunk(&self, slot: usize) {
-        if self.chunks.load(Ordering::Relaxed) & 1 << slot != 0 {
+        if self.has_chunk(slot) {
             self.drop_kept_chunk(slot);
         }
     }
@@ -478,15 +483,14 @@ impl Lane {
     /// them, stays until the owner has taken them.
     pub fn outlive_link(&self, unanswered: u64) {
         self.orphans.store(unanswered, Ordering::SeqCst);
-        for slot in (0..SLOTS).filter(|slot| unanswered & 1 << slot != 0) {
-            self.arm_for_reaping(slot);
-        }
         self.end_if_orphaned(unanswered == 0);
     }
 
     /// Disconnects once no orphaned call waits for its answer.
     fn end_if_orphaned(&self, is_orphaned: bool) {
         let before = self.orphans.load(Ordering::SeqCst);
+        // Armed first, and anew with each wake, so that an answer after the look below wakes us again.
+        (0..SLOTS).filter(|slot| before & 1 << slot != 0).for_each(|slot| self.arm_for_reaping(slot));
         let is_answered = |slot: &usize| before & 1 << slot != 0 && self.ring.look(*slot) != Look::Waiting;
         let answered = (0..SLOTS).filter(is_answered).fold(0, |bits, slot| bits | 1_u64 << slot);
         let left = self.orphans.fetch_and(!answered, Ordering::SeqCst) & !answered;

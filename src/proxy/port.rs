@@ -148,6 +148,10 @@ impl Port {
         let lane = unsafe { self.lane() };
         match lane.ring.look(slot) {
             Look::Waiting if !lane.fate().is_final() => {
+                if self.waiting.load(Ordering::SeqCst) != 0 || lane.has_chunk(slot) {
+                    // Its answer is news for somebody. Anew each time: the owner wakes once per arm number.
+                    lane.arm_for_reaping(slot);
+                }
                 self.abandoned.fetch_or(bit, Ordering::SeqCst);
                 // The answer may have come between the look and the bit, with its wake spent on nothing.
                 return lane.ring.look(slot) != Look::Waiting && self.reap_slot(slot);
@@ -178,22 +182,11 @@ impl Port {
 
     /// Registers who waits for a slot; then reap and try to reserve once more. Undone by [`unqueue`](Self::unqueue).
     ///
-    /// The abandoned slots are armed, so that the watcher frees them when they are answered: their own calls told the owner
-    /// that nobody waits.
+    /// The reaping arms the abandoned slots that it does not free, since somebody waits now: their own calls told the owner
+    /// that nobody does.
     pub fn queue(&self, waker: &Waker) {
         self.waiting.fetch_add(1, Ordering::SeqCst);
         self.queue.lock().push_back(waker.clone());
-        let mut abandoned = self.abandoned.load(Ordering::SeqCst);
-        while abandoned != 0 {
-            let slot = abandoned.trailing_zeros() as usize;
-            abandoned &= abandoned - 1;
-            let bit = 1 << slot;
-            if self.abandoned.fetch_and(!bit, Ordering::SeqCst) & bit != 0 {
-                // SAFETY: who clears the bit holds the slot.
-                unsafe { self.lane() }.arm_for_reaping(slot);
-                self.abandoned.fetch_or(bit, Ordering::SeqCst);
-            }
-        }
     }
 
     /// Whether `waker` is in the queue.
