@@ -40,8 +40,6 @@ pub(crate) struct OwnerLane {
     pub denied: Option<Box<[bool]>>,
     /// Milliseconds that this process' CLOCK_MONOTONIC is ahead of the caller's.
     pub clock_ahead_ms: u32,
-    /// The worker that looks at this lane by itself; 0: none.
-    pub poller: AtomicU32,
     /// Rings in a row without a request.
     pub empty_rings: AtomicU32,
     /// Names the lane in the pool's epoll set.
@@ -79,7 +77,6 @@ impl OwnerLane {
             doorbell: parts.doorbell,
             denied: parts.denied,
             clock_ahead_ms: parts.clock_ahead_ms,
-            poller: AtomicU32::new(0),
             empty_rings: AtomicU32::new(0),
             bell_token: parts.bell_token,
             state: AtomicU8::new(LIVE),
