@@ -50,44 +50,76 @@
 //! It does not cross machines, does not persist, and does not protect two processes of one user from each other beyond
 //! keeping each from crashing or blocking the other.
 #![warn(missing_docs)]
+// The loom models are of the ring; nothing else is built for them.
+#![cfg_attr(loom, allow(dead_code))]
 
 // The macros' code names the crate as its users do.
 extern crate self as objbus;
 
+#[cfg(not(loom))]
 mod access;
+#[cfg(not(loom))]
 mod blob;
+#[cfg(not(loom))]
 mod bus;
+#[cfg(not(loom))]
 mod engine;
+#[cfg(not(loom))]
 mod error;
+#[cfg(not(loom))]
 mod handshake;
+#[cfg(not(loom))]
 mod names;
+#[cfg(not(loom))]
 mod object;
+#[cfg(not(loom))]
 mod owner;
+#[cfg(not(loom))]
 mod parcels;
+#[cfg(not(loom))]
 mod park;
+#[cfg(not(loom))]
 mod peer;
+#[cfg(not(loom))]
 mod proxy;
+#[cfg(not(loom))]
 mod publish;
 mod ring;
+#[cfg(not(loom))]
 mod status;
 mod sync;
+#[cfg(not(loom))]
 mod sys;
+#[cfg(not(loom))]
 mod wire;
 
+#[cfg(not(loom))]
 pub use access::Access;
+#[cfg(not(loom))]
 pub use bus::{Bus, BusBuilder, Spin};
+#[cfg(not(loom))]
 pub use error::{BusError, CallError, ConnectError, Executed, OpenError, PublishError, RemoteError};
+#[cfg(not(loom))]
 pub use objbus_macros::{Type, interface, object};
+#[cfg(not(loom))]
 pub use object::{Callable, FallibleCallable, Interface, MethodTable, Object, Proxy};
+#[cfg(not(loom))]
 pub use owner::context::CallContext;
+#[cfg(not(loom))]
 pub use owner::hosted::{Limits, PanicPolicy};
+#[cfg(not(loom))]
 pub use proxy::{Absent, Call, Connect, Handle, Untyped};
+#[cfg(not(loom))]
 pub use publish::{Publication, Published, Shutdown};
+#[cfg(not(loom))]
 pub use wire::describe::{Description, MethodDescription};
+#[cfg(not(loom))]
 pub use wire::errors::{MethodResult, OwnError, WireError};
+#[cfg(not(loom))]
 pub use wire::schema::{NamedType, Primitive, Schemas, Shape, Type, TypeRef};
 
 /// What the macros' code uses and nobody else should.
+#[cfg(not(loom))]
 #[doc(hidden)]
 pub mod __private {
     pub use crate::object::{AsyncInvocation, Invocation, MethodSpec, index_of};

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering, fence};
 
 use parking_lot::Mutex;
 use rustix::event::epoll::EventFlags;
@@ -40,8 +40,6 @@ pub(crate) struct OwnerLane {
     pub denied: Option<Box<[bool]>>,
     /// Milliseconds that this process' CLOCK_MONOTONIC is ahead of the caller's.
     pub clock_ahead_ms: u32,
-    /// The worker that looks at this lane by itself; 0: none.
-    pub poller: AtomicU32,
     /// Rings in a row without a request.
     pub empty_rings: AtomicU32,
     /// Names the lane in the pool's epoll set.
@@ -79,7 +77,6 @@ impl OwnerLane {
             doorbell: parts.doorbell,
             denied: parts.denied,
             clock_ahead_ms: parts.clock_ahead_ms,
-            poller: AtomicU32::new(0),
             empty_rings: AtomicU32::new(0),
             bell_token: parts.bell_token,
             state: AtomicU8::new(LIVE),
@@ -156,17 +153,25 @@ impl OwnerLane {
     /// Ends the lane if there is nothing left to do on it.
     ///
     /// It closes under the ring's lock, so that no other worker can begin a call whose caller has seen the lane end and
-    /// was told that the call did not run. A worker that holds the lock comes here itself once it has let go of it.
+    /// was told that the call did not run. Whoever holds the lock looks again once it has let go of it.
     #[cold]
     pub fn settle(&self) {
-        let Some(taker) = self.ring.try_lock() else { return };
-        let is_over = self.state.load(Ordering::Acquire) != LIVE || self.object.is_closing();
-        if !is_over || self.ring.is_busy() || (self.is_open() && self.ring.has_request()) {
-            return;
+        while self.is_over() {
+            let Some(taker) = self.ring.try_lock() else { return };
+            if self.is_over() {
+                self.state.store(CLOSED, Ordering::Release);
+                drop(taker);
+                return self.object.lane_is_idle(self);
+            }
+            drop(taker);
+            // Pairs with the fence after an answer: either we see the last one, or who gave it found the lock free.
+            fence(Ordering::SeqCst);
         }
-        self.state.store(CLOSED, Ordering::Release);
-        drop(taker);
-        self.object.lane_is_idle(self);
+    }
+
+    /// Whether the lane is to end and there is nothing left to do on it.
+    fn is_over(&self) -> bool {
+        self.is_ending() && !self.ring.is_busy() && !(self.is_open() && self.ring.has_request())
     }
 
     /// Whether the lane may have to be settled: its caller or its object goes.

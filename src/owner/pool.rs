@@ -261,7 +261,7 @@ impl Worker {
                             false
                         }
                     },
-                    Turn::Lost => !self.let_go_lost(&polled),
+                    Turn::Lost => !self.let_go(&polled),
                 };
                 if keep {
                     self.lanes.push_back(polled);
@@ -283,7 +283,7 @@ impl Worker {
     #[inline(always)]
     fn turn(&mut self, polled: &mut Polled) -> Turn {
         let lane = &polled.lane;
-        if lane.poller.load(Ordering::Relaxed) != self.id {
+        if !lane.ring.is_polled_by(self.id) {
             return Turn::Lost;
         }
         if !lane.ring.has_request() {
@@ -318,8 +318,8 @@ impl Worker {
         }
         polled.looks = 0;
         // It was let go of before a long method; its caller is likely to come back to where it was served.
-        if lane.poller.load(Ordering::Relaxed) == 0 {
-            self.take_over(lane);
+        if lane.ring.is_unpolled() {
+            lane.ring.take_over(self.id);
         }
         Turn::Served
     }
@@ -394,12 +394,9 @@ impl Worker {
     /// Stops looking at a lane by itself; `false` if a request came meanwhile, so that it must be kept.
     fn let_go(&self, polled: &Polled) -> bool {
         let lane = &polled.lane;
-        if lane.poller.compare_exchange(self.id, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-            lane.ring.stop_polling();
-            if lane.ring.has_request() && lane.is_open() {
-                self.take_over(lane);
-                return false;
-            }
+        if !lane.ring.let_go(self.id) && lane.is_open() {
+            lane.ring.take_over(self.id);
+            return false;
         }
         if lane.is_ending() {
             lane.settle();
@@ -407,25 +404,9 @@ impl Worker {
         true
     }
 
-    /// Lets go of a lane that another worker has adopted. If that one has let go of it already, our own `POLLED` may
-    /// have come after its `ASLEEP`, so ours is to be taken back.
-    #[cold]
-    fn let_go_lost(&self, polled: &Polled) -> bool {
-        let lane = &polled.lane;
-        if lane.poller.compare_exchange(0, self.id, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-            return self.let_go(polled);
-        }
-        true
-    }
-
-    fn take_over(&self, lane: &OwnerLane) {
-        lane.poller.store(self.id, Ordering::Release);
-        lane.ring.start_polling();
-    }
-
     /// Looks at the lane by itself from now on.
     fn adopt(&mut self, lane: Arc<OwnerLane>) {
-        self.take_over(&lane);
+        lane.ring.take_over(self.id);
         if lane.object.has_tasks() {
             lane.object.cancel_withdrawn(&lane);
         }
@@ -526,11 +507,8 @@ impl Worker {
     pub fn before_long_method(&mut self, lane: &Arc<OwnerLane>) {
         lane.after_answers(self.take_answered());
         self.hand_over_lanes();
-        if lane.poller.compare_exchange(self.id, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-            lane.ring.stop_polling();
-            if lane.ring.has_request() {
-                self.pool.enqueue(Arc::clone(lane));
-            }
+        if lane.ring.is_polled_by(self.id) && !lane.ring.let_go(self.id) {
+            self.pool.enqueue(Arc::clone(lane));
         }
         self.stop_lingering();
         self.pool.ensure_standby();

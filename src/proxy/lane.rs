@@ -313,8 +313,9 @@ impl Lane {
             if waiting.waker.as_ref().is_none_or(|old| !old.will_wake(waker)) {
                 waiting.waker = Some(waker.clone());
             }
+            // Under the lock, so that the watcher, which arms anew under it, is never overtaken with an old number.
+            self.ring.set_sleep(slot, self.arm.load(Ordering::SeqCst));
         }
-        self.ring.set_sleep(slot, self.arm.load(Ordering::SeqCst));
         if self.ring.look(slot) != Look::Waiting || self.fate().is_final() {
             return true;
         }

@@ -97,7 +97,7 @@ impl Port {
         if self.waiting.load(Ordering::SeqCst) != 0 {
             self.wake_waiting();
         }
-        all_free && self.retired.load(Ordering::Relaxed)
+        all_free && self.retired.load(Ordering::SeqCst)
     }
 
     /// Stops giving slots to new calls, as far as that is up to the port.
@@ -105,16 +105,23 @@ impl Port {
         self.retired.store(true, Ordering::SeqCst);
     }
 
-    /// Takes the lane out if no call holds a slot; the port is vacant then.
+    /// Takes the lane out if it has ended and no call holds a slot; the port is vacant then.
     pub fn vacate(&self) -> Option<Arc<Lane>> {
-        if !self.slots.take_all() {
-            return None;
+        while self.retired.load(Ordering::SeqCst) && self.slots.take_all() {
+            // Looked at again with all slots held: another may have vacated the port meanwhile, and the lane behind it be
+            // the next, which lives.
+            if self.retired.load(Ordering::SeqCst) {
+                // SAFETY: we hold all slots.
+                let lane = unsafe { (*self.lane.get()).take() };
+                self.lane_address.store(0, Ordering::Relaxed);
+                self.is_vacant.store(true, Ordering::Release);
+                return lane;
+            }
+            self.slots.fill();
+            // Who came meanwhile found no slot, and nobody releases the ones it waits for.
+            self.wake_all_waiting();
         }
-        // SAFETY: we hold all slots.
-        let lane = unsafe { (*self.lane.get()).take() };
-        self.lane_address.store(0, Ordering::Relaxed);
-        self.is_vacant.store(true, Ordering::Release);
-        lane
+        None
     }
 
     /// Leaves the slot of a call that nobody waits for to whoever comes by after its answer.

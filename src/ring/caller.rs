@@ -123,7 +123,7 @@ impl CallerRing {
     /// Whether the owner must be rung to see what was just published.
     #[inline(always)]
     pub fn must_ring(&self) -> bool {
-        // Pairs with the fence of `OwnerRing::stop_polling`: either we see ASLEEP there, or its last look sees our cell.
+        // Pairs with the fence of `OwnerRing::let_go`: either we see ASLEEP there, or its last look sees our cell.
         fence(Ordering::SeqCst);
         self.response().polled.load(Ordering::Relaxed) == ASLEEP
     }

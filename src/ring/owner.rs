@@ -93,6 +93,8 @@ pub(crate) struct OwnerRing {
     taking: CachePadded<AtomicBool>,
     /// The next position to take. Only under `taking`.
     next: AtomicU32,
+    /// The worker that looks at this lane by itself; 0: none.
+    poller: AtomicU32,
     /// Per slot, 1 while a call is out in it: set under `taking`, cleared by who answers.
     busy: [AtomicU8; SLOTS],
     /// Per slot, how many answers were given. Written by who answers the slot's call.
@@ -116,6 +118,7 @@ impl OwnerRing {
             response,
             taking: CachePadded::new(AtomicBool::new(false)),
             next: AtomicU32::new(0),
+            poller: AtomicU32::new(0),
             busy: std::array::from_fn(|_| AtomicU8::new(0)),
             answers: std::array::from_fn(|_| AtomicU32::new(0)),
         }
@@ -152,6 +155,12 @@ impl OwnerRing {
             .then(|| Taker { ring: self })
     }
 
+    /// Takes without being the only one, for the model that shows what then goes wrong.
+    #[cfg(all(test, loom))]
+    pub fn unlocked(&self) -> Taker<'_> {
+        Taker { ring: self }
+    }
+
     /// Whether a request waits at this moment; for who does not hold the lock a hint.
     #[inline(always)]
     pub fn has_request(&self) -> bool {
@@ -160,18 +169,39 @@ impl OwnerRing {
         number != next.wrapping_sub(SLOTS as u32 - 1) && !(number == 0 && next < SLOTS as u32)
     }
 
-    /// Says that a thread looks at this lane by itself.
-    pub fn start_polling(&self) {
+    /// Whether it is `worker` that looks at this lane by itself.
+    #[inline(always)]
+    pub fn is_polled_by(&self, worker: u32) -> bool {
+        self.poller.load(Ordering::Relaxed) == worker
+    }
+
+    /// Whether no worker looks at this lane by itself.
+    #[inline(always)]
+    pub fn is_unpolled(&self) -> bool {
+        self.is_polled_by(0)
+    }
+
+    /// Makes `worker` the one that looks at this lane by itself, and says that one does.
+    pub fn take_over(&self, worker: u32) {
+        self.poller.store(worker, Ordering::Release);
         self.response().polled.store(POLLED, Ordering::Relaxed);
         // Before this thread looks whether the lane is still its own: a later ASLEEP of another's is never overtaken.
         fence(Ordering::SeqCst);
     }
 
-    /// Says that none does any more. Look once more after this call: who published without ringing did so before it.
-    pub fn stop_polling(&self) {
+    /// Says that `worker` looks no more, unless another does. `false`: a request came meanwhile, for the caller to see to.
+    pub fn let_go(&self, worker: u32) -> bool {
+        let is_ours =
+            self.poller.compare_exchange(worker, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        // If another let go of it, our own POLLED may have come after its ASLEEP. Adding nothing, unlike a load, either
+        // sees that it did or is seen by it before it stores its ASLEEP.
+        if !is_ours && self.poller.fetch_add(0, Ordering::AcqRel) != 0 {
+            return true;
+        }
         self.response().polled.store(ASLEEP, Ordering::Relaxed);
-        // Pairs with the fence of `CallerRing::must_ring`.
+        // Pairs with the fence of `CallerRing::must_ring`: who published without ringing did so before the look below.
         fence(Ordering::SeqCst);
+        !self.has_request()
     }
 
     /// Says that no new calls are taken ([`CLOSING`] or [`REPLACED`]).

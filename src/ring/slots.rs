@@ -17,14 +17,14 @@ impl SlotSet {
 
     /// Makes every slot free. Only for who holds them all.
     pub fn fill(&self) {
-        // Release: who reserves a slot sees everything that was set up before.
-        self.0.store(ALL, Ordering::Release);
+        // Release: who reserves a slot sees everything that was set up before. SeqCst: as in `release`.
+        self.0.store(ALL, Ordering::SeqCst);
     }
 
     /// Takes a free slot, lowest first (its lines are the warmest); `None` when all are taken.
     #[inline(always)]
     pub fn reserve(&self) -> Option<usize> {
-        let mut free = self.0.load(Ordering::Relaxed);
+        let mut free = self.0.load(Ordering::SeqCst);
         while free != 0 {
             // Acquire pairs with `release`: what the slot's last holder wrote, and the owner's reads that it saw end, are
             // behind us.
@@ -41,14 +41,15 @@ impl SlotSet {
     #[inline(always)]
     pub fn release(&self, slot: usize) -> bool {
         let bit = 1 << slot;
-        let before = self.0.fetch_or(bit, Ordering::Release);
+        // SeqCst, as the loads of a port's words after this: who gives a slot back sees who waits, or that one sees the slot.
+        let before = self.0.fetch_or(bit, Ordering::SeqCst);
         debug_assert!(before & bit == 0, "slot {slot} was released twice");
         before | bit == ALL
     }
 
     /// Takes all slots at once if all are free.
     pub fn take_all(&self) -> bool {
-        self.0.compare_exchange(ALL, 0, Ordering::Acquire, Ordering::Relaxed).is_ok()
+        self.0.compare_exchange(ALL, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
     /// How many slots calls hold at this moment.
