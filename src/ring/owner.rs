@@ -147,8 +147,9 @@ impl OwnerRing {
     #[inline(always)]
     pub fn try_lock(&self) -> Option<Taker<'_>> {
         // Acquire pairs with the drop of the last Taker: its `next` and `busy` are ours now.
-        (!self.taking.load(Ordering::Relaxed) && !self.taking.swap(true, Ordering::Acquire))
-            .then_some(Taker { ring: self })
+        let is_ours = !self.taking.load(Ordering::Relaxed) && !self.taking.swap(true, Ordering::Acquire);
+        // Made only if it is ours: its drop lets go of the lock.
+        is_ours.then(|| Taker { ring: self })
     }
 
     /// Whether a request waits at this moment; for who does not hold the lock a hint.
@@ -342,4 +343,27 @@ fn take_rest(cell: &RequestCell, request: &mut Request) -> bool {
         }
     }
     true
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_attempt_to_take_leaves_the_lock_alone() {
+        // SAFETY: both are made of atomics, for which zeroes are values.
+        let (request, response) = unsafe {
+            (
+                Box::<RequestMemory>::new_zeroed().assume_init(),
+                Box::<ResponseMemory>::new_zeroed().assume_init(),
+            )
+        };
+        // SAFETY: both outlive the ring.
+        let ring = unsafe { OwnerRing::new(NonNull::from(&*request), NonNull::from(&*response)) };
+        let taker = ring.try_lock().expect("nobody has it");
+        assert!(ring.try_lock().is_none());
+        assert!(ring.try_lock().is_none(), "the first failed attempt let go of another's lock");
+        drop(taker);
+        assert!(ring.try_lock().is_some());
+    }
 }
