@@ -85,13 +85,17 @@ fn own_writer(arguments: &[String]) -> ! {
     stay()
 }
 
-/// Sees to it that the owner has made what it keeps (threads, arena), so that only lanes come and go after this.
+/// Sees to it that the owner has made what it keeps, so that only lanes come and go after this. What it holds then.
 fn warm_up(owner: &mut Child, place: &Place) -> Held {
+    let bare = held_by(owner.pid());
     let proxy = probe(place);
     assert_eq!(proxy.echo(&[1; 100_000]).wait().unwrap().len(), 100_000);
     drop(proxy);
     wait_for_callers(owner, 0);
-    held_by(owner.pid())
+    // The first segment of its arena stays.
+    let kept = Held { fds: bare.fds + 1, mappings: bare.mappings + 1 };
+    wait_for_held(owner.pid(), kept);
+    kept
 }
 
 /// Kills a child that said `line`; its lane goes, with all that the owner held for it.
@@ -156,7 +160,7 @@ fn row_03_caller_killed_after_publishing() {
     let mut owner = owner(&place, &[]);
     let before = warm_up(&mut owner, &place);
     for _ in 0..ROUNDS {
-        owner.tell("shut");
+        shut_gate(&mut owner);
         let mut caller = start("holder", &[place.text()]);
         owner.expect("began 7");
         caller.kill();

@@ -208,11 +208,18 @@ fn obey(bus: &Bus, mut published: Option<Published>, gate: &Gate) -> ! {
     loop {
         match hear().as_str() {
             "open" => gate.open(),
-            "shut" => gate.shut(),
+            "shut" => {
+                gate.shut();
+                say("is shut");
+            }
             "withdraw" => drop(published.take()),
+            // On a thread of its own, so that the gate can be opened meanwhile.
             "shutdown" => {
-                let all = published.take().is_none_or(|one| one.shutdown().wait(super::PATIENCE));
-                say(format!("shut down {all}"));
+                let shutdown = published.take().expect("it is published").shutdown();
+                std::thread::spawn(move || {
+                    block_on(shutdown);
+                    say("shut down");
+                });
             }
             "callers" => say(published.as_ref().map_or(0, Published::callers).to_string()),
             command => match command.strip_prefix("close ") {
@@ -243,6 +250,12 @@ pub fn owner_of(place: &super::Place, name: &str, options: &[&str]) -> Child {
 pub fn probe(place: &super::Place) -> ProbeProxy {
     let connecting = place.bus().proxy("probe").timeout(super::PATIENCE);
     connecting.wait().expect("the probe is published")
+}
+
+/// Shuts the owner's gate.
+pub fn shut_gate(owner: &mut Child) {
+    owner.tell("shut");
+    owner.expect("is shut");
 }
 
 /// Waits until the owner has as many callers.
