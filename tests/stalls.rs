@@ -15,8 +15,9 @@ use objbus::{Call, CallError, Executed, MethodTable, Proxy, Untyped};
 /// Calls that one process can have in flight on one object.
 const SLOTS: u64 = 64;
 const DEADLINE: Duration = Duration::from_millis(200);
-/// How far from a deadline the error of it may come, in the best of some attempts.
+/// How far from a deadline the error of it may come, in the best of some attempts: on a loaded machine any one is later.
 const PRECISION: Duration = Duration::from_millis(10);
+const ATTEMPTS: usize = 50;
 
 #[test]
 fn role() {
@@ -132,24 +133,32 @@ fn row_23_owner_stopped() {
     let mut owner = owner(&place, &[]);
     let proxy = probe(&place);
     assert_eq!(proxy.add(1, 1).wait(), Ok(2));
-    let mut late = Vec::new();
-    for _ in 0..3 {
-        for awaited in [false, true] {
-            stop(&owner);
-            let began = Instant::now();
-            let call = proxy.mark(1).timeout(DEADLINE);
-            let result = if awaited { block_on(call) } else { call.wait() };
-            let took = began.elapsed();
-            assert_eq!(result, Err(CallError::DeadlineExceeded { executed: Executed::No }));
-            assert!(took + PRECISION > DEADLINE, "{took:?}");
-            late.push(took.saturating_sub(DEADLINE));
-            owner.signal(libc::SIGCONT);
-            // What was said not to have run does not run later either.
-            assert_eq!(proxy.runs().wait(), Ok(0));
-        }
+    for awaited in [false, true] {
+        let late: Vec<_> = (0..ATTEMPTS)
+            .scan(true, |go, _| {
+                let late = go.then(|| time_out_of_a_stopped_owner(&owner, &proxy, awaited));
+                *go = late.is_some_and(|late| late >= PRECISION);
+                late
+            })
+            .collect();
+        assert!(late.iter().any(|late| *late < PRECISION), "after the deadline by {late:?}");
     }
-    assert!(late.iter().any(|late| *late < PRECISION), "after the deadline by {late:?}");
     begun_then_stopped(&mut owner, &proxy);
+}
+
+/// How long after its deadline a call to a stopped owner ends.
+fn time_out_of_a_stopped_owner(owner: &Child, proxy: &ProbeProxy, awaited: bool) -> Duration {
+    stop(owner);
+    let began = Instant::now();
+    let call = proxy.mark(1).timeout(DEADLINE);
+    let result = if awaited { block_on(call) } else { call.wait() };
+    let took = began.elapsed();
+    assert_eq!(result, Err(CallError::DeadlineExceeded { executed: Executed::No }));
+    assert!(took + PRECISION > DEADLINE, "{took:?}");
+    owner.signal(libc::SIGCONT);
+    // What was said not to have run does not run later either.
+    assert_eq!(proxy.runs().wait(), Ok(0));
+    took.saturating_sub(DEADLINE)
 }
 
 fn begun_then_stopped(owner: &mut Child, proxy: &ProbeProxy) {
