@@ -139,6 +139,8 @@ fn serve_limited(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, 
     }
     let queued = Queued { lane: Arc::clone(lane), request: Box::new(request.clone()) };
     if let Some(next) = permits.queue(queued) {
+        // It may be of another lane, and the answers noted so far are of this one.
+        lane.after_answers(worker.take_answered());
         serve_queued(worker, next);
     }
 }
@@ -154,7 +156,7 @@ pub(crate) fn serve_queued(worker: &mut Worker, Queued { lane, request }: Queued
             give_back(&lane.object);
         }
     }
-    lane.after_answers(0);
+    lane.after_answers(worker.take_answered());
 }
 
 /// Gives a right to run back; the next request in the queue is run by a worker.

@@ -416,21 +416,29 @@ impl Worker {
         }
     }
 
-    /// Takes up one thing of each kind that waits for any worker.
+    /// Takes up one thing of each kind that waits for any worker, lanes last: what runs before them may take long, and
+    /// would hide them.
     #[cold]
     fn work(&mut self) {
+        if let Some(queued) = self.pool.queued.pop() {
+            self.leave_rest_to_others();
+            dispatch::serve_queued(self, queued);
+        }
+        if let Some(task) = self.pool.tasks.pop() {
+            self.leave_rest_to_others();
+            self.hand_over_lanes();
+            task.run();
+        }
         let hot = if self.is_polling { self.pool.hot.pop() } else { None };
         if let Some(lane) = hot.or_else(|| self.pool.ready.pop()) {
             self.adopt(lane);
         }
-        if let Some(queued) = self.pool.queued.pop() {
-            let lane = Arc::clone(&queued.lane);
-            dispatch::serve_queued(self, queued);
-            lane.after_answers(self.take_answered());
-        }
-        if let Some(task) = self.pool.tasks.pop() {
-            self.hand_over_lanes();
-            task.run();
+    }
+
+    /// Several rings of the pool's doorbell can wake one worker only; it passes the ring on.
+    fn leave_rest_to_others(&self) {
+        if self.pool.has_work() {
+            self.pool.wake_one();
         }
     }
 
@@ -441,7 +449,10 @@ impl Worker {
         // Pairs with the fence of `Pool::wake_one`.
         fence(Ordering::SeqCst);
         let rung = if self.pool.has_work() { None } else { self.wait_for_bell(None) };
-        self.pool.sleeping.fetch_sub(1, Ordering::SeqCst);
+        if self.pool.sleeping.fetch_sub(1, Ordering::SeqCst) == 1 {
+            // What this worker runs next may take long, known to be short or not: another is to hear the bells then.
+            self.pool.ensure_standby();
+        }
         if let Some(token) = rung {
             self.answer_bell(token);
         }

@@ -1,0 +1,267 @@
+//! What an object promises its callers: its own errors, its description, its interface, who may call, and how much.
+
+#![allow(missing_docs)] // of the public proxies that the macros make
+
+#[path = "support/probe.rs"]
+mod probe;
+mod support;
+use probe::*;
+use support::*;
+
+use std::error::Error;
+use std::io;
+
+use objbus::{BusError, CallError, ConnectError, Executed, MethodTable, Proxy, RemoteError, Type, Untyped};
+use serde::{Deserialize, Serialize};
+
+#[test]
+fn role() {
+    let Some((name, arguments)) = support::role() else { return };
+    match name.as_str() {
+        "owner" => own(&arguments),
+        "shop" => {
+            let bus = bus_at(&arguments[0]);
+            let _shop = bus.publish("shop", Shop).expect("the name is free");
+            let _counter = bus.publish("counter", CounterObject(Local)).expect("the name is free");
+            let _table = bus.publish("table", closures()).expect("the name is free");
+            say("ready");
+            stay()
+        }
+        other => panic!("no role `{other}`"),
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Type)]
+enum ShopError {
+    SoldOut { left: u32 },
+    Closed(String),
+}
+
+struct Shop;
+
+/// A shop.
+#[objbus::object]
+impl Shop {
+    /// Buys so many.
+    pub fn buy(&self, count: u32) -> Result<u32, ShopError> {
+        match count {
+            0 => Err(ShopError::Closed("for ever".to_owned())),
+            1..=9 => Ok(count),
+            _ => Err(ShopError::SoldOut { left: 9 }),
+        }
+    }
+
+    pub async fn buy_later(&self, count: u32) -> Result<u32, ShopError> {
+        self.buy(count)
+    }
+
+    pub fn open_file(&self) -> io::Result<u32> {
+        Err(io::Error::new(io::ErrorKind::NotFound, "no such list"))
+    }
+
+    pub fn boxed(&self) -> Result<u32, Box<dyn Error + Send + Sync>> {
+        Err("the till is broken".into())
+    }
+
+    #[cfg(feature = "anyhow")]
+    pub fn wrapped(&self) -> anyhow::Result<u32> {
+        Err(anyhow::anyhow!("no paper").context("cannot print"))
+    }
+
+    /// What it is called.
+    #[objbus(property)]
+    pub fn title(&self) -> String {
+        "corner".to_owned()
+    }
+}
+
+fn closures() -> MethodTable {
+    MethodTable::named("Math")
+        .method("hypot", |x: f64, y: f64| x.hypot(y))
+        .docs("The long side.")
+        .argument_names(&["x", "y"])
+        .property("pi", || 3_u8)
+        .try_method("root", |x: i64| if x < 0 { Err(ShopError::SoldOut { left: 0 }) } else { Ok(x.isqrt()) })
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize, Type)]
+enum CounterError {
+    Full,
+    Bus(String),
+}
+
+impl From<BusError> for CounterError {
+    fn from(error: BusError) -> CounterError {
+        CounterError::Bus(error.to_string())
+    }
+}
+
+/// Counts.
+#[objbus::interface]
+trait Counter {
+    /// The sum, up to 100.
+    fn sum(&self, numbers: &[u32]) -> Result<u32, CounterError>;
+
+    async fn later(&self, number: u32) -> Result<u32, CounterError>;
+}
+
+struct Local;
+
+impl Counter for Local {
+    fn sum(&self, numbers: &[u32]) -> Result<u32, CounterError> {
+        Some(numbers.iter().sum()).filter(|sum| *sum <= 100).ok_or(CounterError::Full)
+    }
+
+    async fn later(&self, number: u32) -> Result<u32, CounterError> {
+        self.sum(&[number])
+    }
+}
+
+fn shop(place: &Place) -> Child {
+    let owner = start("shop", &[place.text()]);
+    owner.expect("ready");
+    owner
+}
+
+fn remote<T>(result: Result<T, CallError<RemoteError>>) -> RemoteError {
+    match result {
+        Err(CallError::App(error)) => error,
+        Err(other) => panic!("the bus's error: {other}"),
+        Ok(_) => panic!("it cannot succeed"),
+    }
+}
+
+#[test]
+fn a_methods_own_errors_arrive() {
+    let place = place();
+    let _owner = shop(&place);
+    let shop: ShopProxy = place.bus().proxy("shop").timeout(PATIENCE).wait().unwrap();
+    assert_eq!(shop.buy(3).wait(), Ok(3));
+    assert_eq!(shop.buy(10).wait(), Err(CallError::App(ShopError::SoldOut { left: 9 })));
+    assert_eq!(block_on(shop.buy_later(0)), Err(CallError::App(ShopError::Closed("for ever".to_owned()))));
+    assert_eq!(shop.buy(0).wait().unwrap_err().executed(), Executed::Yes);
+    let missing = remote(shop.open_file().wait());
+    assert_eq!(
+        (missing.kind.as_str(), missing.message.as_str()),
+        ("std::io::ErrorKind::NotFound", "no such list")
+    );
+    assert_eq!(remote(shop.boxed().wait()).message, "the till is broken");
+    #[cfg(feature = "anyhow")]
+    {
+        let wrapped = remote(shop.wrapped().wait());
+        assert_eq!(
+            (wrapped.message.as_str(), wrapped.sources),
+            ("cannot print", vec!["no paper".to_owned()])
+        );
+    }
+}
+
+#[test]
+fn an_object_describes_itself() {
+    let place = place();
+    let _owner = shop(&place);
+    let bus = place.bus();
+    let shop: ShopProxy = bus.proxy("shop").timeout(PATIENCE).wait().unwrap();
+    let description = shop.handle().describe().wait().unwrap();
+    assert_eq!((description.type_name.as_str(), description.docs.as_str()), ("Shop", "A shop."));
+    let text = description.to_string();
+    for line in [
+        "/// Buys so many.",
+        "fn buy(count: u32) -> Result<u32, ShopError>;",
+        "property title()",
+        "async fn buy_later",
+    ] {
+        assert!(text.contains(line), "`{line}` is not in\n{text}");
+    }
+    assert_eq!(block_on(shop.title()), Ok("corner".to_owned()));
+    let table: Untyped = bus.proxy("table").timeout(PATIENCE).wait().unwrap();
+    let text = table.handle().describe().wait().unwrap().to_string();
+    assert!(text.contains("    /// The long side.\n    fn hypot(x: f64, y: f64) -> f64;"), "{text}");
+    assert_eq!(table.property::<u8>("pi").wait(), Ok(3));
+    let root = |x: i64| table.try_call::<_, i64, ShopError>("root", &(x,)).wait();
+    assert_eq!(root(10), Ok(3));
+    assert_eq!(root(-1), Err(CallError::App(ShopError::SoldOut { left: 0 })));
+    let unknown = table.call::<(), u8>("tau", &()).wait();
+    assert!(
+        matches!(unknown, Err(CallError::UnknownMethod { method, executed: Executed::No }) if method == "tau")
+    );
+    let other = table.call::<(), u64>("pi", &()).wait();
+    assert!(matches!(other, Err(CallError::SchemaMismatch { method, .. }) if method == "pi"));
+}
+
+#[test]
+fn an_interface_takes_a_local_object_or_a_proxy() {
+    async fn work(counter: &impl Counter) -> (Result<u32, CounterError>, Result<u32, CounterError>, u32) {
+        (counter.sum(&[1, 2, 3]), counter.sum(&[100, 1]), counter.later(7).await.unwrap())
+    }
+    let place = place();
+    let mut owner = shop(&place);
+    let proxy: CounterProxy = place.bus().proxy("counter").timeout(PATIENCE).wait().unwrap();
+    let (here, there) = (block_on(work(&Local)), block_on(work(&proxy)));
+    assert_eq!(here, there);
+    assert_eq!(here, (Ok(6), Err(CounterError::Full), 7));
+    owner.kill();
+    assert!(matches!(Counter::sum(&proxy, &[1]), Err(CounterError::Bus(sentence)) if !sentence.is_empty()));
+}
+
+#[test]
+fn access_rules_hold_for_the_object_and_for_each_method() {
+    let place = place();
+    let _closed = owner_of(&place, "closed", &["deny"]);
+    let refused = place.bus().proxy::<ProbeProxy>("closed").wait();
+    assert_eq!(refused.err(), Some(ConnectError::PermissionDenied));
+    let _owner = owner(&place, &["deny=mark", "deny=add_async"]);
+    let proxy = probe(&place);
+    let denied = Err(CallError::PermissionDenied { executed: Executed::No });
+    for _ in 0..20 {
+        assert_eq!(proxy.mark(1).wait(), denied);
+        assert_eq!(block_on(proxy.add_async(1, 1)), denied);
+        assert_eq!(proxy.add(1, 1).wait(), Ok(2));
+        proxy.mark(1).send().expect("it is sent, and not run");
+    }
+    assert_eq!(proxy.runs().wait(), Ok(0));
+}
+
+#[test]
+fn quotas_bound_what_a_caller_uses() {
+    let place = place();
+    let mut owner = owner(&place, &["in_flight=4"]);
+    let (proxy, other) = (probe(&place), probe(&place));
+    let mut held: Vec<_> = (0..4).map(|id| proxy.held_quietly(id)).collect();
+    held.iter_mut().for_each(|call| assert!(poll_once(call).is_pending()));
+    let overloaded = Err(CallError::Overloaded { executed: Executed::No });
+    wait_until("the four are taken", || proxy.add(1, 1).wait() == overloaded);
+    assert_eq!(other.add(1, 1).wait(), Ok(2), "another caller has a quota of its own");
+    owner.tell("open");
+    for (id, call) in held.into_iter().enumerate() {
+        assert_eq!(block_on(call), Ok(id as u64));
+    }
+    assert_eq!(proxy.add(1, 1).wait(), Ok(2));
+    let lanes = owner_of(&place, "few", &["lanes=2"]);
+    let connect = || place.bus().proxy::<ProbeProxy>("few").wait();
+    let two = [connect().unwrap(), connect().unwrap()];
+    assert_eq!(connect().err(), Some(ConnectError::TooManyCallers));
+    drop(two);
+    wait_until("a lane is free again", || connect().is_ok());
+    drop(lanes);
+}
+
+#[test]
+fn bodies_beyond_the_limit_are_refused() {
+    let place = place();
+    let mut owner = owner(&place, &["body=1000"]);
+    let proxy = probe(&place);
+    let size = |result: Result<Vec<u8>, CallError>| match result {
+        Err(CallError::TooLarge { limit, executed, .. }) => Some((limit, executed)),
+        _ => None,
+    };
+    assert_eq!(size(proxy.echo(&[1; 2000]).wait()), Some((1000, Executed::No)));
+    owner.tell("open");
+    assert_eq!(size(proxy.held_bytes(1, 2000).wait()), Some((1000, Executed::Yes)));
+    assert_eq!(proxy.echo(&[1; 900]).wait().map(|data| data.len()), Ok(900));
+    // The caller's own limit is kept before anything is sent.
+    let limits = objbus::Limits { body_bytes: 500, ..objbus::Limits::default() };
+    let small = objbus::Bus::builder().directory(place.path()).limits(limits).open().unwrap();
+    let proxy: ProbeProxy = small.proxy("probe").wait().unwrap();
+    assert_eq!(size(proxy.echo(&[1; 900]).wait()), Some((500, Executed::No)));
+}

@@ -1,0 +1,214 @@
+//! A hot call with small arguments allocates nothing and makes no system call, in either process, whether its method is
+//! plain or async.
+//!
+//! Other processes take the processors away at any time, and whoever is woken after that has made a system call. So calls
+//! are made in small windows, and one window without anything is the proof: what a call does by itself is in all of them.
+
+mod support;
+use support::*;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use objbus::{MethodTable, Proxy, Untyped};
+
+/// Calls between two looks at the counts.
+const WINDOW: u64 = 500;
+const WINDOWS: usize = 5;
+const ATTEMPTS: usize = 40;
+
+/// The system's allocator, counting for all threads of the process.
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+// SAFETY: every request goes to the system's allocator unchanged, whose promises are then ours.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promises are passed on, and `memory` came from the system's allocator.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
+
+struct Hot;
+
+#[objbus::object]
+impl Hot {
+    /// A plain method.
+    pub fn plain(&self, x: f64, y: f64, name: &str) -> f64 {
+        x.powf(y) + name.len() as f64
+    }
+
+    /// An async one.
+    pub async fn awaited(&self, x: f64, y: f64, name: &str) -> f64 {
+        x.powf(y) + name.len() as f64
+    }
+}
+
+#[test]
+fn role() {
+    let Some((name, arguments)) = support::role() else { return };
+    let bus = bus_at(&arguments[0]);
+    if name == "owner" {
+        let _hot = bus.publish("hot", Hot).expect("the name is free");
+        let count = MethodTable::named("Count").method("allocations", || ALLOCATIONS.load(Ordering::Relaxed));
+        let _count = bus.publish("count", count).expect("the name is free");
+        say("ready");
+        stay()
+    }
+    let hot: HotProxy = bus.proxy("hot").timeout(PATIENCE).wait().expect("it is published");
+    let count: Untyped = bus.proxy("count").timeout(PATIENCE).wait().expect("it is published");
+    let allocations = || {
+        let owners = count.call::<(), u64>("allocations", &()).wait().expect("it is served");
+        ALLOCATIONS.load(Ordering::Relaxed) + owners
+    };
+    loop {
+        let is_plain = hear() == "plain";
+        (0..20).for_each(|_| window(&hot, is_plain));
+        let mut best = u64::MAX;
+        for _ in 0..WINDOWS {
+            let before = allocations();
+            // Back to the object that is measured, which its owner then looks at by itself again.
+            window(&hot, is_plain);
+            mark();
+            window(&hot, is_plain);
+            mark();
+            best = best.min(allocations() - before);
+        }
+        say(best.to_string());
+    }
+}
+
+fn window(hot: &HotProxy, is_plain: bool) {
+    for _ in 0..WINDOW {
+        let power = match is_plain {
+            true => hot.plain(2.0, 10.0, "four").wait(),
+            false => hot.awaited(2.0, 10.0, "four").wait(),
+        };
+        assert_eq!(power, Ok(1028.0));
+    }
+}
+
+/// A system call that stands out in a trace.
+fn mark() {
+    // SAFETY: it touches no memory.
+    unsafe { libc::getppid() };
+}
+
+fn both(place: &Place) -> (Child, Child) {
+    let owner = start("owner", &[place.text()]);
+    owner.expect("ready");
+    (owner, start("caller", &[place.text()]))
+}
+
+#[test]
+fn a_hot_call_allocates_nothing() {
+    let place = place();
+    let (_owner, mut caller) = both(&place);
+    for kind in ["plain", "async"] {
+        let mut attempt = || {
+            caller.tell(kind);
+            caller.hear().parse::<u64>().expect("a number")
+        };
+        let found: Vec<u64> =
+            (0..ATTEMPTS).scan(true, |go, _| go.then(|| attempt()).inspect(|n| *go = *n > 0)).collect();
+        assert_eq!(found.last(), Some(&0), "{kind}: allocations of both in {} calls: {found:?}", 2 * WINDOW);
+    }
+}
+
+#[test]
+fn a_hot_call_makes_no_system_call() {
+    if std::thread::available_parallelism().is_ok_and(|processors| processors.get() < 2) {
+        return skip("one processor only: both sides must sleep there");
+    }
+    let place = place();
+    let (owner, mut caller) = both(&place);
+    // Before the trace, so that connecting is not in it.
+    caller.tell("plain");
+    caller.hear();
+    for kind in ["plain", "async"] {
+        let mut all = Vec::new();
+        for _ in 0..ATTEMPTS {
+            let log = std::env::temp_dir().join(format!("objbus-trace-{}-{kind}", std::process::id()));
+            let Some(mut strace) = trace(&[owner.pid(), caller.pid()], &log) else {
+                return skip("strace is missing or may not attach");
+            };
+            caller.tell(kind);
+            caller.hear();
+            // SAFETY: it touches no memory; the process is our child and not reaped.
+            unsafe { libc::kill(strace.id() as i32, libc::SIGINT) };
+            strace.wait().expect("strace ends");
+            let text = std::fs::read_to_string(&log).expect("strace has written");
+            let _ = std::fs::remove_file(&log);
+            all.extend(windows(&text));
+            if all.contains(&0) {
+                break;
+            }
+        }
+        let total: usize = all.iter().sum();
+        let calls = all.len() as u64 * WINDOW;
+        println!(
+            "{kind}: {total} system calls of both sides in {calls} calls, fewest in {WINDOW}: {:?}",
+            all.iter().min()
+        );
+        assert!(all.contains(&0), "{kind}: system calls of both sides in {WINDOW} calls each: {all:?}");
+    }
+}
+
+/// System calls between the two marks of each pair.
+fn windows(trace: &str) -> Vec<usize> {
+    let lines: Vec<&str> = trace.lines().collect();
+    let marks: Vec<usize> = (0..lines.len()).filter(|&at| lines[at].contains("getppid(")).collect();
+    let made = |from: usize, to: usize| lines[from + 1..to].iter().filter(|line| is_call(line)).count();
+    marks.chunks_exact(2).map(|pair| made(pair[0], pair[1])).collect()
+}
+
+/// Whether a line of a trace is a call, not a signal nor the news of a thread.
+fn is_call(line: &str) -> bool {
+    line.contains('(') && !line.contains("---") && !line.contains("strace:")
+}
+
+/// Attaches strace to all threads of the processes; `None` if that cannot be done.
+fn trace(pids: &[u32], log: &std::path::Path) -> Option<std::process::Child> {
+    let mut command = Command::new("strace");
+    command.args(["-f", "-o"]).arg(log);
+    pids.iter().for_each(|pid| drop(command.arg("-p").arg(pid.to_string())));
+    let mut strace = command.stderr(Stdio::piped()).spawn().ok()?;
+    let began = std::time::Instant::now();
+    while !pids.iter().all(|pid| is_traced(*pid)) {
+        if strace.try_wait().ok()?.is_some() || began.elapsed() > PATIENCE {
+            let mut why = String::new();
+            let _ = strace.kill();
+            let _ = strace.stderr.take().map(|mut text| text.read_to_string(&mut why));
+            println!("strace: {why}");
+            return None;
+        }
+        std::thread::yield_now();
+    }
+    Some(strace)
+}
+
+/// Whether all threads of a process are being traced.
+fn is_traced(pid: u32) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("the process is there");
+    tasks.flatten().all(|task| {
+        let status = std::fs::read_to_string(task.path().join("status")).unwrap_or_default();
+        status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
+    })
+}
+
+fn skip(why: &str) {
+    println!("SKIPPED: system calls of a hot call are not counted: {why}");
+    eprintln!("SKIPPED: system calls of a hot call are not counted: {why}");
+}

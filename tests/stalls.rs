@@ -1,0 +1,313 @@
+//! Rows 14, 15, 23, 24 and 39 of the table of faults: one side is full, slow, or stopped.
+
+#[path = "support/probe.rs"]
+mod probe;
+mod support;
+use probe::*;
+use support::*;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use objbus::{Call, CallError, Executed, MethodTable, Proxy, Untyped};
+
+/// Calls that one process can have in flight on one object.
+const SLOTS: u64 = 64;
+const DEADLINE: Duration = Duration::from_millis(200);
+/// How far from a deadline the error of it may come, in the best of some attempts: on a loaded machine any one is later.
+const PRECISION: Duration = Duration::from_millis(10);
+const ATTEMPTS: usize = 50;
+
+#[test]
+fn role() {
+    let Some((name, arguments)) = support::role() else { return };
+    match name.as_str() {
+        "owner" => own(&arguments),
+        "calls" => {
+            let proxy = probe_at(&arguments);
+            say("calling");
+            for i in 0_u64.. {
+                assert_eq!(proxy.add(i, 1).wait(), Ok(i + 1));
+                if i.is_multiple_of(1000) {
+                    say("still");
+                }
+            }
+        }
+        "sends and stays" => {
+            let proxy = probe_at(&arguments);
+            let mut calls: Vec<_> = (0..SLOTS).map(|_| proxy.echo(&[1; 10_000])).collect();
+            calls.iter_mut().for_each(|call| drop(poll_once(call)));
+            say("sent");
+            hear();
+            let sent = calls.len();
+            let answered = calls.into_iter().map(block_on).filter(|answer| answer.is_ok()).count();
+            say(format!("{answered} of {sent}"));
+            stay()
+        }
+        other => panic!("no role `{other}`"),
+    }
+}
+
+fn probe_at(arguments: &[String]) -> ProbeProxy {
+    bus_at(&arguments[0]).proxy("probe").timeout(PATIENCE).wait().expect("the probe is there")
+}
+
+/// As many calls as can be in flight, all of them begun and waiting for the gate.
+fn fill(proxy: &ProbeProxy) -> Vec<Call<u64>> {
+    let mut calls: Vec<_> = (0..SLOTS).map(|id| proxy.held_quietly(id)).collect();
+    for call in &mut calls {
+        assert!(poll_once(call).is_pending());
+    }
+    assert_eq!(proxy.handle().in_flight() as u64, SLOTS);
+    calls
+}
+
+#[test]
+fn row_14_ring_full() {
+    let place = place();
+    let mut owner = owner(&place, &[]);
+    let (proxy, other) = (probe(&place), probe(&place));
+    let calls = fill(&proxy);
+    let no = Executed::No;
+    assert_eq!(proxy.add(1, 1).try_wait(), Err(CallError::Overloaded { executed: no }));
+    assert_eq!(block_on(proxy.add(1, 1).immediate()), Err(CallError::Overloaded { executed: no }));
+    assert_eq!(proxy.mark(1).immediate().send(), Err(CallError::Overloaded { executed: no }));
+    let exceeded = Err(CallError::DeadlineExceeded { executed: no });
+    assert_eq!(proxy.mark(1).timeout(DEADLINE).wait(), exceeded);
+    assert_eq!(block_on(proxy.mark(1).timeout(DEADLINE)), exceeded);
+    assert_eq!(other.add(1, 1).wait(), Ok(2), "another caller is not held up");
+    // Who waits for a slot, a thread and a task, gets one when one is free.
+    let waiting: Vec<_> = [false, true]
+        .map(|awaited| {
+            let call = proxy.add(20, 22);
+            std::thread::spawn(move || if awaited { block_on(call) } else { call.wait() })
+        })
+        .into_iter()
+        .collect();
+    owner.tell("open");
+    for (id, call) in calls.into_iter().enumerate() {
+        assert_eq!(block_on(call), Ok(id as u64));
+    }
+    waiting.into_iter().for_each(|thread| assert_eq!(thread.join().unwrap(), Ok(42)));
+    assert_eq!(other.runs().wait(), Ok(0), "what was refused did not run");
+    wait_until("all slots are free", || proxy.handle().in_flight() == 0);
+}
+
+/// The memory of a process in KiB.
+fn memory_of(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is there");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it has memory");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+#[test]
+fn row_15_caller_never_reads_responses() {
+    let place = place();
+    let owner = owner(&place, &[]);
+    let proxy = probe(&place);
+    let mut hoarder = start("sends and stays", &[place.text()]);
+    hoarder.expect("sent");
+    stop(&hoarder);
+    let call_all = || {
+        for i in 0..2000 {
+            assert_eq!(proxy.add(i, 1).timeout(Duration::from_secs(5)).wait(), Ok(i + 1));
+            if i.is_multiple_of(20) {
+                assert_eq!(proxy.echo(&[2; 10_000]).wait().map(|data| data.len()), Ok(10_000));
+            }
+        }
+    };
+    call_all();
+    let before = memory_of(owner.pid());
+    call_all();
+    let after = memory_of(owner.pid());
+    assert!(after < before + 4096, "the owner grew from {before} to {after} KiB");
+    hoarder.signal(libc::SIGCONT);
+    hoarder.tell("read");
+    hoarder.expect(&format!("{SLOTS} of {SLOTS}"));
+}
+
+#[test]
+fn row_23_owner_stopped() {
+    let place = place();
+    let mut owner = owner(&place, &[]);
+    let proxy = probe(&place);
+    assert_eq!(proxy.add(1, 1).wait(), Ok(2));
+    for awaited in [false, true] {
+        let late: Vec<_> = (0..ATTEMPTS)
+            .scan(true, |go, _| {
+                let late = go.then(|| time_out_of_a_stopped_owner(&owner, &proxy, awaited));
+                *go = late.is_some_and(|late| late >= PRECISION);
+                late
+            })
+            .collect();
+        assert!(late.iter().any(|late| *late < PRECISION), "after the deadline by {late:?}");
+    }
+    begun_then_stopped(&mut owner, &proxy);
+}
+
+/// How long after its deadline a call to a stopped owner ends.
+fn time_out_of_a_stopped_owner(owner: &Child, proxy: &ProbeProxy, awaited: bool) -> Duration {
+    stop(owner);
+    let began = Instant::now();
+    let call = proxy.mark(1).timeout(DEADLINE);
+    let result = if awaited { block_on(call) } else { call.wait() };
+    let took = began.elapsed();
+    assert_eq!(result, Err(CallError::DeadlineExceeded { executed: Executed::No }));
+    assert!(took + PRECISION > DEADLINE, "{took:?}");
+    owner.signal(libc::SIGCONT);
+    // What was said not to have run does not run later either.
+    assert_eq!(proxy.runs().wait(), Ok(0));
+    took.saturating_sub(DEADLINE)
+}
+
+fn begun_then_stopped(owner: &mut Child, proxy: &ProbeProxy) {
+    let call = proxy.held(5).timeout(DEADLINE);
+    let waiting = std::thread::spawn(move || call.wait());
+    owner.expect("began 5");
+    stop(owner);
+    let result = waiting.join().unwrap();
+    assert_eq!(result, Err(CallError::DeadlineExceeded { executed: Executed::Unknown }));
+    owner.signal(libc::SIGCONT);
+    owner.tell("open");
+    owner.expect("cancelled 5");
+    assert_eq!(proxy.add(2, 2).wait(), Ok(4), "the same proxy works");
+}
+
+#[test]
+fn row_23_waiters_for_a_slot_wake() {
+    let place = place();
+    let owner = owner(&place, &[]);
+    for awaited in [false, true] {
+        let proxy = probe(&place);
+        assert_eq!(proxy.add(1, 1).wait(), Ok(2));
+        stop(&owner);
+        let mut calls: Vec<_> = (0..SLOTS).map(|id| proxy.mark(id)).collect();
+        calls.iter_mut().for_each(|call| assert!(poll_once(call).is_pending()));
+        // Given up, and so said not to have run; their slots are locked until the owner goes on.
+        drop(calls);
+        assert_eq!(proxy.add(1, 1).try_wait(), Err(CallError::Overloaded { executed: Executed::No }));
+        let call = proxy.add(20, 22);
+        let waiting = std::thread::spawn(move || if awaited { block_on(call) } else { call.wait() });
+        wait_until("the other thread waits", || !waiting.is_finished());
+        owner.signal(libc::SIGCONT);
+        assert_eq!(waiting.join().unwrap(), Ok(42), "long before its deadline");
+        assert_eq!(proxy.runs().wait(), Ok(0));
+    }
+}
+
+#[test]
+fn row_24_caller_stopped_at_any_moment() {
+    let place = place();
+    let _owner = owner(&place, &[]);
+    let mut random = Random::new();
+    let caller = start("calls", &[place.text()]);
+    caller.expect("calling");
+    let proxy = probe(&place);
+    for round in 0..40 {
+        random.dally(Duration::from_millis(2));
+        stop(&caller);
+        for i in 0..50 {
+            let sum = proxy.add(i, 1).timeout(Duration::from_secs(10)).wait();
+            assert_eq!(sum, Ok(i + 1), "round {round}, seed {}", random.seed);
+        }
+        caller.signal(libc::SIGCONT);
+        while caller.hear_within(Duration::ZERO).is_some() {}
+        caller.expect("still");
+    }
+}
+
+#[test]
+fn row_39_slow_methods_hide_nobody() {
+    let place = place();
+    let mut owner = owner(&place, &[]);
+    // More slow ones than there are processors, each from a caller of its own.
+    let slow: Vec<_> = (0..10)
+        .map(|id| {
+            let call = probe(&place).held(id);
+            std::thread::spawn(move || call.wait())
+        })
+        .collect();
+    for _ in 0..10 {
+        assert!(owner.hear().starts_with("began"));
+    }
+    let others: Vec<_> = (0..4).map(|_| probe(&place)).collect();
+    for i in 0..500 {
+        for other in &others {
+            assert_eq!(other.add(i, 1).timeout(Duration::from_secs(10)).wait(), Ok(i + 1));
+        }
+    }
+    owner.tell("open");
+    slow.into_iter().for_each(|thread| assert!(thread.join().unwrap().is_ok()));
+}
+
+/// A method known to be short that takes long for once hides nobody either.
+#[test]
+fn row_39_methods_that_are_slow_for_once_hide_nobody() {
+    let place = place();
+    let _owner = owner(&place, &[]);
+    let callers: Vec<_> = (0..6).map(|_| probe(&place)).collect();
+    for _ in 0..300 {
+        for caller in &callers {
+            assert_eq!(caller.dawdle(0).wait(), Ok(0));
+        }
+    }
+    let is_over = Arc::new(AtomicBool::new(false));
+    let (watched, slow) = callers.split_first().expect("there are six");
+    let threads: Vec<_> = slow
+        .iter()
+        .map(|caller| {
+            let (caller, is_over) = (caller.clone(), Arc::clone(&is_over));
+            std::thread::spawn(move || {
+                assert_eq!(caller.dawdle(3000).wait(), Ok(3000));
+                is_over.store(true, Ordering::SeqCst);
+            })
+        })
+        .collect();
+    wait_until("the slow ones are under way", || slow.iter().all(|one| one.handle().in_flight() == 1));
+    let mut calls = 0;
+    while !is_over.load(Ordering::SeqCst) {
+        let result = watched.dawdle(0).timeout(Duration::from_millis(1500)).wait();
+        assert_eq!(result, Ok(0), "after {calls} calls beside the slow ones");
+        calls += 1;
+    }
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+/// Objects that serve one call at a time, whose next calls get their turn at the same moment, run them side by side.
+#[test]
+fn row_39_turns_that_come_at_once_are_taken_at_once() {
+    const OBJECTS: usize = 6;
+    let place = place();
+    let gates = Arc::new([Gate::default(), Gate::default()]);
+    let inside = Arc::new(AtomicUsize::new(0));
+    let publish = |i| {
+        let (gates, inside) = (Arc::clone(&gates), Arc::clone(&inside));
+        let table = MethodTable::named("Turns").method("pass", move |gate: u64| {
+            inside.fetch_add(1, Ordering::SeqCst);
+            gates[gate as usize].pass();
+        });
+        place.bus().object(&format!("turns-{i}"), table).workers(1).publish().unwrap()
+    };
+    let _published: Vec<_> = (0..OBJECTS).map(publish).collect();
+    let connect = |i| place.bus().proxy(&format!("turns-{i}")).timeout(PATIENCE).wait().unwrap();
+    let proxies: Vec<Untyped> = (0..OBJECTS).map(connect).collect();
+    for round in 0..100 {
+        let mut calls: Vec<_> = Vec::new();
+        gates.iter().for_each(Gate::shut);
+        inside.store(0, Ordering::SeqCst);
+        for gate in [0_u64, 1] {
+            calls.extend(proxies.iter().map(|proxy| proxy.call::<_, ()>("pass", &(gate,))));
+            calls.iter_mut().skip(gate as usize * OBJECTS).for_each(|call| drop(poll_once(call)));
+            if gate == 0 {
+                wait_until("the first are inside", || inside.load(Ordering::SeqCst) == OBJECTS);
+            }
+        }
+        gates[0].open();
+        wait_until(&format!("all second ones are inside, round {round}"), || {
+            inside.load(Ordering::SeqCst) == 2 * OBJECTS
+        });
+        gates[1].open();
+        calls.into_iter().for_each(|call| assert_eq!(block_on(call), Ok(())));
+    }
+}
