@@ -147,8 +147,9 @@ impl OwnerRing {
     #[inline(always)]
     pub fn try_lock(&self) -> Option<Taker<'_>> {
         // Acquire pairs with the drop of the last Taker: its `next` and `busy` are ours now.
+        // Not `then_some`: a Taker made in vain would unlock, when dropped, for who holds the lock.
         (!self.taking.load(Ordering::Relaxed) && !self.taking.swap(true, Ordering::Acquire))
-            .then_some(Taker { ring: self })
+            .then(|| Taker { ring: self })
     }
 
     /// Whether a request waits at this moment; for who does not hold the lock a hint.
@@ -342,4 +343,25 @@ fn take_rest(cell: &RequestCell, request: &mut Request) -> bool {
         }
     }
     true
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_not_had_is_not_given_up() {
+        // SAFETY: both memories are atomics only, for which zeros are valid.
+        let (request, response) = unsafe {
+            (Box::new(std::mem::zeroed::<RequestMemory>()), Box::new(std::mem::zeroed::<ResponseMemory>()))
+        };
+        // SAFETY: the boxes outlive the ring.
+        let ring = unsafe { OwnerRing::new(NonNull::from(&*request), NonNull::from(&*response)) };
+        let held = ring.try_lock();
+        assert!(held.is_some());
+        assert!(ring.try_lock().is_none());
+        assert!(ring.try_lock().is_none(), "the attempt before must not have unlocked");
+        drop(held);
+        assert!(ring.try_lock().is_some());
+    }
 }
