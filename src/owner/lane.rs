@@ -38,8 +38,6 @@ pub(crate) struct OwnerLane {
     pub doorbell: Doorbell,
     /// Per method, whether this caller may not call it; `None`: it may call all.
     pub denied: Option<Box<[bool]>>,
-    /// Milliseconds that this process' CLOCK_MONOTONIC is ahead of the caller's.
-    pub clock_ahead_ms: u32,
     /// The worker that looks at this lane by itself; 0: none.
     pub poller: AtomicU32,
     /// Rings in a row without a request.
@@ -64,7 +62,6 @@ pub(crate) struct Parts {
     pub parcels: Parcels,
     pub doorbell: Doorbell,
     pub denied: Option<Box<[bool]>>,
-    pub clock_ahead_ms: u32,
     pub bell_token: u64,
 }
 
@@ -78,7 +75,6 @@ impl OwnerLane {
             parcels: parts.parcels,
             doorbell: parts.doorbell,
             denied: parts.denied,
-            clock_ahead_ms: parts.clock_ahead_ms,
             poller: AtomicU32::new(0),
             empty_rings: AtomicU32::new(0),
             bell_token: parts.bell_token,

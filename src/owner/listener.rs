@@ -298,12 +298,11 @@ impl HalfOpen {
             Ok(made) => made,
             Err(refusal) => return Err((socket, refusal)),
         };
-        let clock_ahead_ms = ahead_ms(clock::now_ns(), hello.clock_ns);
         let bell = doorbell.as_fd().try_clone_to_owned();
-        let lane = self.assemble(engine, &bus, socket, (request, response), doorbell, peer, clock_ahead_ms);
+        let lane = self.assemble(engine, &bus, socket, (request, response), doorbell, peer);
         let welcome = Message::Welcome(Welcome {
             features: FEATURES & hello.features,
-            owner_ahead_ms: clock_ahead_ms,
+            owner_ahead_ms: ahead_ms(clock::now_ns(), hello.clock_ns),
             keys: hosted.keys(),
         });
         let opened = hosted.add_lane(&lane) && engine.pool.add_lane(&lane).is_ok() && {
@@ -320,7 +319,6 @@ impl HalfOpen {
         Ok(())
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn assemble(
         &self,
         engine: &'static Engine,
@@ -329,7 +327,6 @@ impl HalfOpen {
         (request, response): (Mapping, Mapping),
         doorbell: Doorbell,
         peer: Arc<Peer>,
-        clock_ahead_ms: u32,
     ) -> Arc<OwnerLane> {
         let hosted = &self.listener.hosted;
         let groups = if hosted.asks_for_groups() {
@@ -348,7 +345,6 @@ impl HalfOpen {
             parcels: Parcels::new(socket, bus.segments(), bus.arena_for(peer.credentials.uid)),
             peer,
             doorbell,
-            clock_ahead_ms,
             bell_token: engine.pool.fresh_token(),
         }))
     }
