@@ -162,7 +162,6 @@ fn run(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, index: usi
     let one_way = request.meta.has(RequestMeta::ONE_WAY);
     if one_way {
         lane.object.begin_background();
-        answer_taken(worker, lane, request);
     } else if !lane.ring.begin(request.slot(), request.wanted) {
         refuse(worker, lane, request, Refused::Cancelled { executed: Executed::No });
         return give_back(&lane.object);
@@ -175,9 +174,18 @@ fn run(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, index: usi
                 unpacked = bytes;
                 &unpacked
             }
-            Err(refused) => return finish(worker, lane, request, Response::refused(refused)),
+            Err(refused) => {
+                if one_way {
+                    answer_taken(worker, lane, request);
+                }
+                return finish(worker, lane, request, Response::refused(refused));
+            }
         },
     };
+    if one_way {
+        // Not before the body is copied out: the answer gives the caller its memory back.
+        answer_taken(worker, lane, request);
+    }
     match &lane.object.table.methods()[index].handler {
         Handler::Plain(handler) => {
             let state = &lane.object.methods[index];
