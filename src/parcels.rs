@@ -57,6 +57,8 @@ pub(crate) struct News {
     pub ended: bool,
     /// The peer sent what no honest one does.
     pub violated: bool,
+    /// It may have sent more than was read.
+    pub more: bool,
 }
 
 impl News {
@@ -64,6 +66,7 @@ impl News {
         self.woken |= other.woken;
         self.ended |= other.ended;
         self.violated |= other.violated;
+        self.more = other.more;
     }
 }
 
@@ -163,20 +166,28 @@ impl Parcels {
 
     fn find(&self, segment: u32, news: &mut News) -> Option<Arc<Mapped>> {
         self.incoming.get(segment).or_else(|| {
-            news.add(self.read_socket());
+            for _ in 0..TURNS_MAX {
+                news.add(self.read_socket());
+                if !news.more {
+                    break;
+                }
+            }
             self.incoming.get(segment)
         })
     }
 
-    /// Reads everything that the peer has sent.
+    /// Reads what the peer has sent: everything, unless it is more than a turn's worth.
     pub fn read_socket(&self) -> News {
         let _reading = self.reading.lock();
         let mut news = News::default();
         let mut was_reset = false;
-        while !news.ended && !news.violated {
+        for _ in 0..MESSAGES_PER_TURN {
+            if news.ended || news.violated {
+                return news;
+            }
             let mut message = [0; MESSAGE_MAX + 1];
             match socket::recv(&self.socket, &mut message, 1) {
-                Err(Errno::AGAIN) => break,
+                Err(Errno::AGAIN) => return news,
                 // A peer that closes with our messages unread gives this once, before what it had sent.
                 Err(Errno::CONNRESET) if !was_reset => was_reset = true,
                 Err(_) => news.ended = true,
@@ -186,6 +197,7 @@ impl Parcels {
                 Ok(received) => news.add(self.receive(&message[..received.len], received.fds)),
             }
         }
+        news.more = true;
         news
     }
 
