@@ -20,13 +20,19 @@ use crate::sys::fd::Fd;
 use crate::sys::{memfd, socket};
 
 /// First byte of a message on a lane's socket: answers wait for tasks of the receiver.
-const WAKE: u8 = 1;
+pub(crate) const WAKE: u8 = 1;
 /// A segment: its number (u32) and length (u64), little-endian, and its descriptor.
-const SEGMENT: u8 = 2;
+pub(crate) const SEGMENT: u8 = 2;
 /// A segment that is used no more: its number (u32).
-const DROPPED: u8 = 3;
+pub(crate) const DROPPED: u8 = 3;
 /// The longest of them, in bytes.
-const MESSAGE_MAX: usize = 13;
+pub(crate) const MESSAGE_MAX: usize = 13;
+/// Messages read in one go. A peer that sends as fast as we read would keep its reader for ever.
+const MESSAGES_PER_TURN: usize = 256;
+/// Goes in search of one announcement. A socket holds fewer messages than these read, so it was sent too late, if at all.
+const TURNS_MAX: usize = 64;
+/// How long a socket rests after a turn that did not empty it.
+pub(crate) const REST_NS: u64 = 10_000_000;
 /// Alignment of a spilled body: a cache line.
 const ALIGN: usize = 64;
 

@@ -266,10 +266,10 @@ impl HalfOpen {
                 }
             }
             Ok(Message::Replace) => self.grant(engine),
-            // Any message of ours tells the peer our version.
+            // To a peer of another version, any message of ours tells our version.
             Ok(Message::Hello(_)) | Err(Unreadable::Version(_)) => {
                 if let Some(socket) = self.detach(engine) {
-                    refuse(&socket, Refusal::BadSegment);
+                    refuse(&socket, Refusal::OtherLayout);
                 }
             }
             Ok(_) | Err(Unreadable::Garbage) => self.end(engine),
