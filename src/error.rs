@@ -373,6 +373,9 @@ impl fmt::Display for ConnectError {
                 "the name is served by user {uid}, not by the user expected; nothing was shared with it"
             ),
             ConnectError::PermissionDenied => f.write_str("the owner does not admit this user"),
+            ConnectError::VersionMismatch { ours, theirs } if ours == theirs => f.write_str(
+                "the owner lays shared memory out otherwise than this process: build both with the same objbus for the same kind of machine",
+            ),
             ConnectError::VersionMismatch { ours, theirs } => write!(
                 f,
                 "the owner speaks protocol version {theirs}, this process {ours}: build both with the same objbus"

@@ -67,6 +67,8 @@ pub(crate) enum Refusal {
     NoMemory,
     /// The object is being withdrawn.
     Closing,
+    /// The two sides would read the shared bytes differently.
+    OtherLayout,
 }
 
 /// A message of the handshake.
@@ -112,6 +114,12 @@ impl Message {
 }
 
 impl Refusal {
+    #[cfg(test)]
+    pub const ALL: [Refusal; 7] = {
+        use Refusal::*;
+        [PermissionDenied, TooManyCallers, BadSegment, NoFds, NoMemory, Closing, OtherLayout]
+    };
+
     pub fn into_error(self, name: &str) -> ConnectError {
         match self {
             Refusal::PermissionDenied => ConnectError::PermissionDenied,
@@ -122,6 +130,7 @@ impl Refusal {
             Refusal::NoFds => ConnectError::NoFds,
             Refusal::NoMemory => ConnectError::NoMemory,
             Refusal::Closing => ConnectError::NotFound { name: name.to_owned() },
+            Refusal::OtherLayout => ConnectError::VersionMismatch { ours: VERSION, theirs: VERSION },
         }
     }
 }

@@ -20,13 +20,19 @@ use crate::sys::fd::Fd;
 use crate::sys::{memfd, socket};
 
 /// First byte of a message on a lane's socket: answers wait for tasks of the receiver.
-const WAKE: u8 = 1;
+pub(crate) const WAKE: u8 = 1;
 /// A segment: its number (u32) and length (u64), little-endian, and its descriptor.
-const SEGMENT: u8 = 2;
+pub(crate) const SEGMENT: u8 = 2;
 /// A segment that is used no more: its number (u32).
-const DROPPED: u8 = 3;
+pub(crate) const DROPPED: u8 = 3;
 /// The longest of them, in bytes.
-const MESSAGE_MAX: usize = 13;
+pub(crate) const MESSAGE_MAX: usize = 13;
+/// Messages read in one go. A peer that sends as fast as we read would keep its reader for ever.
+const MESSAGES_PER_TURN: usize = 256;
+/// Goes in search of one announcement. A socket holds fewer messages than these read, so it was sent too late, if at all.
+const TURNS_MAX: usize = 64;
+/// How long a socket rests after a turn that did not empty it.
+pub(crate) const REST_NS: u64 = 10_000_000;
 /// Alignment of a spilled body: a cache line.
 const ALIGN: usize = 64;
 
@@ -57,6 +63,8 @@ pub(crate) struct News {
     pub ended: bool,
     /// The peer sent what no honest one does.
     pub violated: bool,
+    /// It may have sent more than was read.
+    pub more: bool,
 }
 
 impl News {
@@ -64,6 +72,7 @@ impl News {
         self.woken |= other.woken;
         self.ended |= other.ended;
         self.violated |= other.violated;
+        self.more = other.more;
     }
 }
 
@@ -163,20 +172,28 @@ impl Parcels {
 
     fn find(&self, segment: u32, news: &mut News) -> Option<Arc<Mapped>> {
         self.incoming.get(segment).or_else(|| {
-            news.add(self.read_socket());
+            for _ in 0..TURNS_MAX {
+                news.add(self.read_socket());
+                if !news.more {
+                    break;
+                }
+            }
             self.incoming.get(segment)
         })
     }
 
-    /// Reads everything that the peer has sent.
+    /// Reads what the peer has sent: everything, unless it is more than a turn's worth.
     pub fn read_socket(&self) -> News {
         let _reading = self.reading.lock();
         let mut news = News::default();
         let mut was_reset = false;
-        while !news.ended && !news.violated {
+        for _ in 0..MESSAGES_PER_TURN {
+            if news.ended || news.violated {
+                return news;
+            }
             let mut message = [0; MESSAGE_MAX + 1];
             match socket::recv(&self.socket, &mut message, 1) {
-                Err(Errno::AGAIN) => break,
+                Err(Errno::AGAIN) => return news,
                 // A peer that closes with our messages unread gives this once, before what it had sent.
                 Err(Errno::CONNRESET) if !was_reset => was_reset = true,
                 Err(_) => news.ended = true,
@@ -186,6 +203,7 @@ impl Parcels {
                 Ok(received) => news.add(self.receive(&message[..received.len], received.fds)),
             }
         }
+        news.more = true;
         news
     }
 

@@ -48,7 +48,8 @@ impl Directory {
     pub(crate) fn private(path: &Path) -> Result<Directory, String> {
         Directory::open(path, false, |stat| {
             let us = geteuid().as_raw();
-            if stat.st_uid != us {
+            // Who has no number in this user namespace shares one with all others that have none.
+            if stat.st_uid != us || us == OVERFLOW_UID {
                 return Err(format!(
                     "belongs to user {}, not to this one ({us}): remove it, or set OBJBUS_DIR to a directory of your own",
                     stat.st_uid

@@ -105,7 +105,7 @@ fn admit(worker: &Worker, lane: &OwnerLane, request: &Request) -> Result<usize, 
     if object.rules.limits.in_flight < 64 && lane.ring.busy() > object.rules.limits.in_flight {
         return Err(Refused::Overloaded);
     }
-    if worker.came_late && is_expired(lane, request) {
+    if worker.came_late && is_expired(request) {
         return Err(Refused::DeadlineExceeded);
     }
     Ok(index)
@@ -113,18 +113,9 @@ fn admit(worker: &Worker, lane: &OwnerLane, request: &Request) -> Result<usize, 
 
 /// Whether the caller has stopped waiting, by the clock. Asked only where the request may have lain for a while.
 #[cold]
-fn is_expired(lane: &OwnerLane, request: &Request) -> bool {
-    let deadline_ms = deadline_here(lane, request);
+fn is_expired(request: &Request) -> bool {
+    let deadline_ms = request.deadline_ms;
     deadline_ms != 0 && (deadline_ms.wrapping_sub(clock::now_ms()) as i32) < 0
-}
-
-/// The request's deadline on this process' clock, 0 for none.
-#[inline(always)]
-fn deadline_here(lane: &OwnerLane, request: &Request) -> u32 {
-    match request.deadline_ms {
-        0 => 0,
-        deadline_ms => deadline_ms.wrapping_add(lane.clock_ahead_ms).max(1),
-    }
 }
 
 /// As [`run`], for an object that serves only so many calls at once.
@@ -173,7 +164,6 @@ fn run(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, index: usi
     let one_way = request.meta.has(RequestMeta::ONE_WAY);
     if one_way {
         lane.object.begin_background();
-        answer_taken(worker, lane, request);
     } else if !lane.ring.begin(request.slot(), request.wanted) {
         refuse(worker, lane, request, Refused::Cancelled { executed: Executed::No });
         return give_back(&lane.object);
@@ -186,9 +176,18 @@ fn run(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, index: usi
                 unpacked = bytes;
                 &unpacked
             }
-            Err(refused) => return finish(worker, lane, request, Response::refused(refused)),
+            Err(refused) => {
+                if one_way {
+                    answer_taken(worker, lane, request);
+                }
+                return finish(worker, lane, request, Response::refused(refused));
+            }
         },
     };
+    if one_way {
+        // Not before the body is copied out: the answer gives the caller its memory back.
+        answer_taken(worker, lane, request);
+    }
     match &lane.object.table.methods()[index].handler {
         Handler::Plain(handler) => {
             let state = &lane.object.methods[index];
@@ -273,7 +272,7 @@ fn frame_of<'a>(lane: &'a Arc<OwnerLane>, request: &Request, one_way: bool) -> F
         slot: request.slot(),
         wanted: request.wanted,
         one_way,
-        deadline_ms: deadline_here(lane, request),
+        deadline_ms: request.deadline_ms,
         chain: request.chain(),
     }
 }

@@ -10,13 +10,16 @@ use rustix::event::epoll::EventFlags;
 use super::hosted::Hosted;
 use crate::blob::arena::Chunk;
 use crate::engine::{Engine, Source, Token};
-use crate::parcels::{News, Parcels};
+use crate::parcels::{News, Parcels, REST_NS};
 use crate::peer::{Mourner, Peer};
 use crate::ring::layout::{AWAKE, CLOSING, ON_FUTEX, OPEN, REPLACED, ResponseMeta};
 use crate::ring::owner::OwnerRing;
 use crate::sys::eventfd::Doorbell;
 use crate::sys::memfd::Mapping;
-use crate::sys::socket;
+use crate::sys::{clock, socket};
+
+/// What is waited for at the socket.
+const EVENTS: EventFlags = EventFlags::IN.union(EventFlags::RDHUP);
 
 /// The caller is there.
 const LIVE: u8 = 0;
@@ -38,8 +41,6 @@ pub(crate) struct OwnerLane {
     pub doorbell: Doorbell,
     /// Per method, whether this caller may not call it; `None`: it may call all.
     pub denied: Option<Box<[bool]>>,
-    /// Milliseconds that this process' CLOCK_MONOTONIC is ahead of the caller's.
-    pub clock_ahead_ms: u32,
     /// Rings in a row without a request.
     pub empty_rings: AtomicU32,
     /// Names the lane in the pool's epoll set.
@@ -62,7 +63,6 @@ pub(crate) struct Parts {
     pub parcels: Parcels,
     pub doorbell: Doorbell,
     pub denied: Option<Box<[bool]>>,
-    pub clock_ahead_ms: u32,
     pub bell_token: u64,
 }
 
@@ -76,7 +76,6 @@ impl OwnerLane {
             parcels: parts.parcels,
             doorbell: parts.doorbell,
             denied: parts.denied,
-            clock_ahead_ms: parts.clock_ahead_ms,
             empty_rings: AtomicU32::new(0),
             bell_token: parts.bell_token,
             state: AtomicU8::new(LIVE),
@@ -89,8 +88,7 @@ impl OwnerLane {
 
     /// Starts to watch the caller's end and its process.
     pub fn watch(self: &Arc<Self>, engine: &'static Engine) -> Result<(), rustix::io::Errno> {
-        let events = EventFlags::IN | EventFlags::RDHUP;
-        *self.socket_token.lock() = Some(engine.add(&self.parcels.socket, events, self.clone())?);
+        *self.socket_token.lock() = Some(engine.add(&self.parcels.socket, EVENTS, self.clone())?);
         self.peer.on_death(engine, self);
         Ok(())
     }
@@ -230,6 +228,20 @@ impl OwnerLane {
         socket::shutdown(&self.parcels.socket);
     }
 
+    /// Does not listen to the socket for a while: its caller sends more than it needs to. Its death is heard all the same.
+    #[cold]
+    fn rest(self: &Arc<Self>, engine: &'static Engine) {
+        engine.mute(&self.parcels.socket);
+        let lane = Arc::downgrade(self);
+        engine.alarm(clock::now_ns() + REST_NS, move |engine| {
+            let Some(lane) = lane.upgrade() else { return };
+            // Locked, so that an end of the lane comes before or after, not between.
+            if let Some(token) = *lane.socket_token.lock() {
+                let _ = engine.unmute(token, &lane.parcels.socket, EVENTS);
+            }
+        });
+    }
+
     /// The caller's end is closed or its process is dead: drains what it published, then ends.
     fn caller_is_gone(self: &Arc<Self>, engine: &'static Engine) {
         if let Some(token) = self.socket_token.lock().take() {
@@ -244,9 +256,11 @@ impl OwnerLane {
 
 impl Source for OwnerLane {
     fn ready(self: Arc<Self>, engine: &'static Engine, events: EventFlags) {
-        let News { ended, violated, .. } = self.parcels.read_socket();
+        let News { ended, violated, more, .. } = self.parcels.read_socket();
         if violated {
             self.violate();
+        } else if more {
+            self.rest(engine);
         } else if ended || events.intersects(EventFlags::HUP | EventFlags::ERR) {
             self.caller_is_gone(engine);
         }

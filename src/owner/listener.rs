@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -31,6 +31,10 @@ use crate::sys::{clock, socket};
 
 /// How long a caller may take for its part of the handshake.
 const HANDSHAKE_NS: u64 = 1_000_000_000;
+/// How long a successor may take to put its socket in our place.
+const SUCCESSION_NS: u64 = 5_000_000_000;
+/// Successors that may be at it at once; more are a mistake, or a siege.
+const SUCCESSORS_MAX: usize = 4;
 /// Connections of one user that may be in the middle of it.
 const HALF_OPEN_MAX: usize = 64;
 /// How long accepting pauses when no descriptors are left.
@@ -47,6 +51,7 @@ pub(crate) struct Listener {
     /// Kept so that a caller can be refused when no other descriptor is left.
     spare: Mutex<Option<Fd>>,
     half_open: Mutex<HashMap<u32, usize>>,
+    successors: AtomicUsize,
     is_paused: AtomicBool,
 }
 
@@ -58,6 +63,7 @@ impl Listener {
             bound: Mutex::new(bound),
             token: Mutex::new(None),
             half_open: Mutex::default(),
+            successors: AtomicUsize::new(0),
             is_paused: AtomicBool::new(false),
         });
         if let Some(bound) = &*listener.bound.lock() {
@@ -220,9 +226,15 @@ impl HalfOpen {
         *self.token.lock() = Some(token);
         let this: Weak<HalfOpen> = Arc::downgrade(self);
         engine.alarm(clock::now_ns() + HANDSHAKE_NS, move |engine| {
-            if let Some(this) = this.upgrade().filter(|this| !this.is_replacing.load(Ordering::Relaxed)) {
-                this.end(engine);
+            let Some(this) = this.upgrade() else { return };
+            if !this.is_replacing.load(Ordering::Relaxed) {
+                return this.end(engine);
             }
+            let left_ns = SUCCESSION_NS - HANDSHAKE_NS;
+            engine.alarm(clock::now_ns() + left_ns, move |engine| {
+                this.end(engine);
+                this.listener.note_replaced();
+            });
         });
     }
 
@@ -233,6 +245,9 @@ impl HalfOpen {
             engine.remove(token, &socket);
         }
         self.listener.end_half_open(self.uid);
+        if self.is_replacing.load(Ordering::Relaxed) {
+            self.listener.successors.fetch_sub(1, Ordering::Relaxed);
+        }
         Some(socket)
     }
 
@@ -251,10 +266,10 @@ impl HalfOpen {
                 }
             }
             Ok(Message::Replace) => self.grant(engine),
-            // Any message of ours tells the peer our version.
+            // To a peer of another version, any message of ours tells our version.
             Ok(Message::Hello(_)) | Err(Unreadable::Version(_)) => {
                 if let Some(socket) = self.detach(engine) {
-                    refuse(&socket, Refusal::BadSegment);
+                    refuse(&socket, Refusal::OtherLayout);
                 }
             }
             Ok(_) | Err(Unreadable::Garbage) => self.end(engine),
@@ -264,9 +279,18 @@ impl HalfOpen {
     /// A successor may take the name if it runs as the same user, or as root.
     fn grant(&self, engine: &'static Engine) {
         let own = rustix::process::geteuid().as_raw();
-        if self.uid != own && self.uid != 0 {
+        let admit = |n| (n < SUCCESSORS_MAX).then_some(n + 1);
+        let refusal = if self.uid != own && self.uid != 0 {
+            Some(Refusal::PermissionDenied)
+        } else if self.is_replacing.load(Ordering::Relaxed) {
+            None
+        } else {
+            let admitted = self.listener.successors.fetch_update(Ordering::Relaxed, Ordering::Relaxed, admit);
+            admitted.is_err().then_some(Refusal::TooManyCallers)
+        };
+        if let Some(refusal) = refusal {
             if let Some(socket) = self.detach(engine) {
-                refuse(&socket, Refusal::PermissionDenied);
+                refuse(&socket, refusal);
             }
             return;
         }
@@ -298,12 +322,11 @@ impl HalfOpen {
             Ok(made) => made,
             Err(refusal) => return Err((socket, refusal)),
         };
-        let clock_ahead_ms = ahead_ms(clock::now_ns(), hello.clock_ns);
         let bell = doorbell.as_fd().try_clone_to_owned();
-        let lane = self.assemble(engine, &bus, socket, (request, response), doorbell, peer, clock_ahead_ms);
+        let lane = self.assemble(engine, &bus, socket, (request, response), doorbell, peer);
         let welcome = Message::Welcome(Welcome {
             features: FEATURES & hello.features,
-            owner_ahead_ms: clock_ahead_ms,
+            owner_ahead_ms: ahead_ms(clock::now_ns(), hello.clock_ns),
             keys: hosted.keys(),
         });
         let opened = hosted.add_lane(&lane) && engine.pool.add_lane(&lane).is_ok() && {
@@ -320,7 +343,6 @@ impl HalfOpen {
         Ok(())
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn assemble(
         &self,
         engine: &'static Engine,
@@ -329,7 +351,6 @@ impl HalfOpen {
         (request, response): (Mapping, Mapping),
         doorbell: Doorbell,
         peer: Arc<Peer>,
-        clock_ahead_ms: u32,
     ) -> Arc<OwnerLane> {
         let hosted = &self.listener.hosted;
         let groups = if hosted.asks_for_groups() {
@@ -348,7 +369,6 @@ impl HalfOpen {
             parcels: Parcels::new(socket, bus.segments(), bus.arena_for(peer.credentials.uid)),
             peer,
             doorbell,
-            clock_ahead_ms,
             bell_token: engine.pool.fresh_token(),
         }))
     }

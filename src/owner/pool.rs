@@ -122,10 +122,10 @@ impl Pool {
         epoll::add(&self.epoll, &lane.doorbell, epoll::EventData::new_u64(lane.bell_token), events)
     }
 
-    /// Listens no more.
+    /// Listens no more. A doorbell left in the set would stay there as long as its caller holds it, and ring.
     pub fn remove_lane(&self, lane: &OwnerLane) {
-        let _ = epoll::delete(&self.epoll, &lane.doorbell);
         self.lanes.lock().remove(&lane.bell_token);
+        let _ = epoll::delete(&self.epoll, &lane.doorbell);
     }
 
     /// Stops listening to a lane that rings for nothing, for a while. What it rings meanwhile is seen after it.
@@ -134,9 +134,10 @@ impl Pool {
         let _ = epoll::delete(&self.epoll, &lane.doorbell);
         let lane = Arc::downgrade(lane);
         engine.alarm(clock::now_ns() + MUTED_NS, move |engine| {
-            if let Some(lane) =
-                lane.upgrade().filter(|lane| engine.pool.lanes.lock().contains_key(&lane.bell_token))
-            {
+            let Some(lane) = lane.upgrade() else { return };
+            // Locked until it is listened to: a removal comes before, and is seen, or after, and ends the listening.
+            let lanes = engine.pool.lanes.lock();
+            if lanes.contains_key(&lane.bell_token) {
                 // A doorbell that was rung at any time is readable for ever, so adding it makes an edge at once.
                 let _ = engine.pool.listen(&lane);
             }

@@ -533,7 +533,13 @@ impl Source for Lane {
 impl Mourner for Lane {
     fn peer_died(self: Arc<Self>, _engine: &'static Engine) {
         // What it sent before it died is read first: a response may refer to it.
-        self.take_news(self.parcels.read_socket());
+        while !self.fate().is_final() {
+            let news = self.parcels.read_socket();
+            self.take_news(news);
+            if !news.more {
+                break;
+            }
+        }
         self.end(Fate::OwnerDied);
     }
 }

@@ -27,7 +27,7 @@ pub(crate) struct RequestCell {
     pub meta: AtomicU32,
     /// The method's key.
     pub key: AtomicU64,
-    /// Milliseconds of CLOCK_MONOTONIC, modulo 2^32, after which the call need not begin; 0: none.
+    /// Milliseconds of the owner's CLOCK_MONOTONIC, modulo 2^32, after which the call need not begin; 0: none.
     pub deadline_ms: AtomicU32,
     /// Length of the body in bytes; of the whole body also where it is spilled.
     pub len: AtomicU32,

@@ -22,6 +22,8 @@
 #[cfg(not(loom))]
 pub(crate) mod buffer;
 pub(crate) mod caller;
+#[cfg(all(test, not(loom)))]
+mod document;
 pub(crate) mod layout;
 #[cfg(all(test, loom))]
 mod models;

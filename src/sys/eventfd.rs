@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::EventfdFlags;
-use rustix::fs::{FileType, OFlags};
+use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags};
 use rustix::io::Errno;
 
 use super::fd::Fd;
@@ -23,14 +23,21 @@ impl Doorbell {
     /// A pipe or a file of a user's file system would let that process block who rings it. The maker can still make an
     /// eventfd blocking later and fill it: then it hangs its own caller, and nobody else.
     pub(crate) fn receive(fd: OwnedFd) -> Result<Doorbell, &'static str> {
-        let stat = rustix::fs::fstat(&fd).map_err(|_| "the doorbell cannot be examined")?;
+        // Without a sync: the type is known here, and a file server that its maker runs might never answer.
+        let how = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let stat = rustix::fs::statx(&fd, "", how, StatxFlags::TYPE)
+            .map_err(|_| "the doorbell cannot be examined")?;
         // What has no type at all is an anonymous inode, as eventfds are.
-        if FileType::from_raw_mode(stat.st_mode) != FileType::Unknown {
+        if FileType::from_raw_mode(stat.stx_mode.into()) != FileType::Unknown {
             return Err("the doorbell is not an eventfd");
         }
         let flags = rustix::fs::fcntl_getfl(&fd).map_err(|_| "the doorbell cannot be examined")?;
         if !flags.contains(OFlags::NONBLOCK) {
             return Err("the doorbell would block");
+        }
+        // Of the anonymous inodes, timers and the like take no 8 bytes of 0, which ring an eventfd for nothing.
+        if rustix::io::write(&fd, &0_u64.to_ne_bytes()) != Ok(8) {
+            return Err("the doorbell is not an eventfd");
         }
         Ok(Doorbell(Fd::from(fd)))
     }

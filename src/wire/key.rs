@@ -85,8 +85,8 @@ arguments! {
 }
 
 /// What comes next in the walk; the values are part of the key and never change.
-#[derive(Clone, Copy)]
-enum Token {
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Token {
     Primitive = 1,
     Option = 2,
     Seq = 3,

@@ -1,0 +1,32 @@
+//! Peers that break the protocol, written by hand from `docs/layout.md`. Each test has the number of its fault in the name.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod answers;
+mod bodies;
+mod caller;
+mod handshakes;
+mod memories;
+mod namespaces;
+mod owner;
+mod raw;
+mod requests;
+mod storm;
+mod victim;
+
+#[global_allocator]
+static COUNTING: victim::Counting = victim::Counting;
+
+#[test]
+fn role() {
+    let Some((name, arguments)) = support::role() else { return };
+    match name.as_str() {
+        "victim" => victim::run(&arguments),
+        "honest" => storm::run_honest(&arguments),
+        "user" => handshakes::run_user(&arguments),
+        "squatter" => handshakes::run_squatter(&arguments),
+        "caller" => namespaces::run_caller(&arguments),
+        other => panic!("nobody is called {other}"),
+    }
+}
