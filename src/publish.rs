@@ -17,7 +17,7 @@ use crate::object::MethodTable;
 use crate::owner::hosted::{Hosted, Limits, PanicPolicy, Parts, Rules};
 use crate::owner::listener::Listener;
 use crate::park::Parker;
-use crate::ring::layout::{CLOSING, REPLACED};
+use crate::ring::layout::CLOSING;
 use crate::sys::clock;
 
 /// An object about to be published.
@@ -126,7 +126,7 @@ impl Publication {
             engine: engine().map_err(system)?,
         }));
         let listener = Listener::new(Arc::clone(&hosted), bound).map_err(system)?;
-        inner.add_listener(&name, &listener)?;
+        inner.add_listener(&name, &listener, self.replaces)?;
         Ok(Published { bus: self.bus, hosted, listener })
     }
 
@@ -152,19 +152,7 @@ impl Publication {
         match inner.directory() {
             Some(_) if self.replaces => inner.take_over(name).map(Some),
             Some(directory) => directory.bind(name).map(Some),
-            None => {
-                let present = inner.local_listener(name).filter(|listener| !listener.hosted.is_closing());
-                match present {
-                    Some(_) if !self.replaces => {
-                        Err(PublishError::AlreadyPublished { pid: std::process::id() })
-                    }
-                    Some(present) => {
-                        present.hosted.close(REPLACED);
-                        Ok(None)
-                    }
-                    None => Ok(None),
-                }
-            }
+            None => Ok(None),
         }
     }
 }
