@@ -72,6 +72,11 @@ impl Suite {
         }
     }
 
+    /// Whether figures are wanted, not only a run to see that all works.
+    pub fn is_measuring(&self) -> bool {
+        self.report.is_some()
+    }
+
     /// A line for the reader beside the table.
     pub fn note(&self, line: &str) {
         if self.report.is_some() {

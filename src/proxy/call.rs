@@ -129,6 +129,15 @@ impl RawCall {
         self.flight.wait(&self.link, &self.request)
     }
 
+    #[inline(always)]
+    fn start(&mut self) {
+        if self.failure.is_none()
+            && let Err(error) = self.flight.start(&self.link, &self.request)
+        {
+            self.failure = Some(Box::new(error));
+        }
+    }
+
     fn send(&mut self) -> Result<(), BusError> {
         if let Some(failure) = self.failure.take() {
             return Err(*failure);
@@ -227,6 +236,28 @@ impl<T: DeserializeOwned + 'static, E: OwnError> Call<T, E> {
     /// Makes sending fail with `Overloaded` where it would have to wait for one of the 64 calls that can be in flight.
     pub fn immediate(mut self) -> Call<T, E> {
         self.raw.request.immediate = true;
+        self
+    }
+
+    /// Sends the call now, to be waited for or awaited later: for many calls in flight from one thread. Blocks only where
+    /// all 64 slots are taken. What goes wrong is told when it is waited for.
+    ///
+    /// ```
+    /// # #[derive(Clone)] struct Math;
+    /// # #[objbus::object] impl Math { pub fn pow(&self, x: f64, y: f64) -> f64 { x.powf(y) } }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = objbus::Bus::in_memory();
+    /// # let _published = bus.publish("math", Math)?;
+    /// # let math: MathProxy = bus.proxy("math").wait()?;
+    /// let calls: Vec<_> = (0..8).map(|i| math.pow(2.0, f64::from(i)).started()).collect();
+    /// for (i, call) in (0..).zip(calls) {
+    ///     assert_eq!(call.wait()?, 2_f64.powi(i));
+    /// }
+    /// # Ok(()) }
+    /// ```
+    #[inline]
+    pub fn started(mut self) -> Call<T, E> {
+        self.raw.start();
         self
     }
 

@@ -90,15 +90,15 @@ impl Flight {
     /// Sends and waits on this thread.
     #[inline(always)]
     pub fn wait(&mut self, link: &Arc<Link>, request: &Prepared) -> Result<Answer, BusError> {
-        self.start_clock(request.timeout);
         loop {
-            let (port, slot) = match link.reserve() {
-                Ok(reserved) => reserved,
-                Err(why) => self.reserve_blocking(link, request, why)?,
+            let (port, slot, sent) = match self.state {
+                State::Out { port, slot, sent } => (port, slot, sent),
+                _ => self.start(link, request)?,
             };
+            // SAFETY: ports live as long as their link, which the call holds.
+            let port = unsafe { port.as_ref() };
             // SAFETY: we hold the slot until `answered` or `ended`, below.
             let lane = unsafe { port.lane() };
-            let sent = self.publish(link, request, port, slot, lane)?;
             match lane.wait(slot, sent, self.deadline_ns) {
                 Ok(()) => return self.answered(link, port, slot, lane, sent),
                 Err(ended) => match self.ended(link, port, slot, lane, ended) {
@@ -107,6 +107,19 @@ impl Flight {
                 },
             }
         }
+    }
+
+    /// Takes a slot and puts the request into the ring.
+    #[inline(always)]
+    pub fn start(&mut self, link: &Arc<Link>, request: &Prepared) -> Result<(NonNull<Port>, usize, Sent), BusError> {
+        self.start_clock(request.timeout);
+        let (port, slot) = match link.reserve() {
+            Ok(reserved) => reserved,
+            Err(why) => self.reserve_blocking(link, request, why)?,
+        };
+        // SAFETY: we hold the slot until the call ends.
+        let sent = self.publish(link, request, port, slot, unsafe { port.lane() })?;
+        Ok((NonNull::from(port), slot, sent))
     }
 
     #[inline(always)]
@@ -263,14 +276,11 @@ impl Flight {
 
     /// Sends without waiting for a result; returns when it is certain to be taken if the owner lives.
     pub fn send_one_way(&mut self, link: &Arc<Link>, request: &Prepared) -> Result<(), BusError> {
-        self.start_clock(request.timeout);
-        let (port, slot) = match link.reserve() {
-            Ok(reserved) => reserved,
-            Err(why) => self.reserve_blocking(link, request, why)?,
-        };
+        let (port, slot, sent) = self.start(link, request)?;
+        // SAFETY: ports live as long as their link, which the call holds.
+        let port = unsafe { port.as_ref() };
         // SAFETY: we hold the slot until `abandon`.
         let lane = unsafe { port.lane() };
-        let sent = self.publish(link, request, port, slot, lane)?;
         // An owner that polls this lane may be in a slow method by now, and nobody would ring again.
         if !sent.rang && !lane.is_soon_answered(slot, LOOKS_FOR_TAKEN) {
             lane.ring_bell();

@@ -147,8 +147,9 @@ impl OwnerRing {
     #[inline(always)]
     pub fn try_lock(&self) -> Option<Taker<'_>> {
         // Acquire pairs with the drop of the last Taker: its `next` and `busy` are ours now.
+        // Lazily made: a Taker that is not ours must not exist even for a moment, since its drop unlocks.
         (!self.taking.load(Ordering::Relaxed) && !self.taking.swap(true, Ordering::Acquire))
-            .then_some(Taker { ring: self })
+            .then(|| Taker { ring: self })
     }
 
     /// Whether a request waits at this moment; for who does not hold the lock a hint.
