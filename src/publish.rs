@@ -229,6 +229,9 @@ impl Future for Shutdown {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.hosted.engine.is_foreign() {
+            return Poll::Ready(());
+        }
         if !self.hosted.is_idle() {
             self.hosted.on_idle(cx.waker());
         }
@@ -240,6 +243,9 @@ impl Future for Shutdown {
 pub(crate) fn wait_idle(hosted: &Hosted, deadline: Duration) -> bool {
     let span_ns = u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX);
     let until_ns = clock::now_ns().saturating_add(span_ns);
+    if hosted.engine.is_foreign() {
+        return true;
+    }
     let parker = Parker::new();
     loop {
         hosted.on_idle(parker.waker());

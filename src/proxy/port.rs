@@ -111,7 +111,15 @@ impl Port {
             return None;
         }
         // SAFETY: we hold all slots.
-        let lane = unsafe { (*self.lane.get()).take() };
+        let lane = unsafe { &mut *self.lane.get() };
+        // The port may have got another lane since the one ended that we came for.
+        if lane.as_ref().is_some_and(|lane| !lane.fate().is_final()) {
+            self.retired.store(false, Ordering::SeqCst);
+            self.slots.fill();
+            self.wake_all_waiting();
+            return None;
+        }
+        let lane = lane.take();
         self.lane_address.store(0, Ordering::Relaxed);
         self.is_vacant.store(true, Ordering::Release);
         lane
