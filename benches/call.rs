@@ -77,7 +77,8 @@ struct Owner {
 
 impl Owner {
     fn start(placement: Placement) -> Owner {
-        let directory = std::env::temp_dir().join(format!("objbus-bench-{}-{placement:?}", std::process::id()));
+        let directory =
+            std::env::temp_dir().join(format!("objbus-bench-{}-{placement:?}", std::process::id()));
         let directory = directory.to_str().expect("a text path").to_owned();
         let peer = Peer::start(placement, OWNER, std::slice::from_ref(&directory), &[]);
         Owner { peer, directory }
@@ -123,7 +124,12 @@ fn hot_rows(suite: &mut Suite, placement: Placement, floors: &Floors, math: &Mat
     let pow_async = || {
         std::hint::black_box(math.pow_async(1.5, 3.0).wait().expect("the owner answers"));
     };
-    suite.compare("hot call, async method", at, Pace::HOT, (&mut Each(pow_async), &mut floors.side(Floor::Line)));
+    suite.compare(
+        "hot call, async method",
+        at,
+        Pace::HOT,
+        (&mut Each(pow_async), &mut floors.side(Floor::Line)),
+    );
     let nop = || math.nop().wait().expect("the owner answers");
     suite.compare("hot call, empty", at, Pace::HOT, (&mut Each(nop), &mut floors.side(Floor::Line)));
     let one_way = || math.nop().send().expect("the owner lives");
@@ -132,7 +138,12 @@ fn hot_rows(suite: &mut Suite, placement: Placement, floors: &Floors, math: &Mat
     let against = (placement, "hot call");
     suite.compare("64 in flight, per call", against, Pace::HOT, (&mut in_flight, &mut Each(|| pow(math))));
     let over_socket = (placement, Floor::Socket.name());
-    suite.compare("hot call", over_socket, Pace::HOT, (&mut Each(|| pow(math)), &mut floors.side(Floor::Socket)));
+    suite.compare(
+        "hot call",
+        over_socket,
+        Pace::HOT,
+        (&mut Each(|| pow(math)), &mut floors.side(Floor::Socket)),
+    );
     suite.record("hot call", placement, &mut Each(|| pow(math)));
 }
 
@@ -178,14 +189,20 @@ fn idle_rows(suite: &mut Suite, placement: Placement, owner: &Owner, math: &Math
     let before = pids.map(used);
     std::thread::sleep(REST);
     let after = pids.map(used);
-    let switches: Vec<_> = after.iter().zip(before).map(|(after, before)| after.since(before).voluntary_switches).collect();
+    let switches: Vec<_> =
+        after.iter().zip(before).map(|(after, before)| after.since(before).voluntary_switches).collect();
     // One of them is this thread's own sleep.
-    suite.note(&format!("100 idle callers, {REST:?}: voluntary context switches {switches:?} (caller, owner)"));
+    suite.note(&format!(
+        "100 idle callers, {REST:?}: voluntary context switches {switches:?} (caller, owner)"
+    ));
     let memory = Memory::of(&pids).expect("both live");
     let idle: Vec<MathProxy> = (0..IDLE).map(|_| owner.connect()).collect();
     idle.iter().for_each(pow);
     let growth = Memory::of(&pids).expect("both live").growth_since(memory);
-    suite.note(&format!("{IDLE} idle lanes: {growth} KiB more, {:.1} KiB a lane", growth as f64 / IDLE as f64));
+    suite.note(&format!(
+        "{IDLE} idle lanes: {growth} KiB more, {:.1} KiB a lane",
+        growth as f64 / IDLE as f64
+    ));
     let beside = (&mut Each(|| pow(math)), &mut Each(|| pow(&first)));
     suite.compare("hot call beside 1,000 idle lanes", (placement, "hot call"), Pace::HOT, beside);
     assert!(idle.iter().all(|proxy| proxy.handle().is_connected()));

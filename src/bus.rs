@@ -19,6 +19,7 @@ use crate::owner::hosted::Limits;
 use crate::owner::listener::Listener;
 use crate::proxy::{Connect, Link};
 use crate::publish::{Publication, Published};
+use crate::ring::layout::{CLOSING, REPLACED};
 use crate::sys::socket::OVERFLOW_UID;
 use crate::sys::{self, cpu};
 use crate::wire::budget::Budget;
@@ -174,13 +175,16 @@ impl Bus {
     ///
     /// Calls in flight elsewhere get their answers; calls made after this fail.
     pub fn close(&self, deadline: Duration) -> bool {
+        if self.0.is_foreign() {
+            return true;
+        }
         let until = Instant::now().checked_add(deadline);
         self.0.is_closed.store(true, Ordering::Release);
         let listeners: Vec<_> = self.0.listeners.lock().drain(..).filter_map(|weak| weak.upgrade()).collect();
         for listener in &listeners {
             listener.withdraw();
             self.0.forget(listener);
-            listener.hosted.close(crate::ring::layout::CLOSING);
+            listener.hosted.close(CLOSING);
         }
         let idle = listeners.iter().all(|listener| {
             let left = until.map_or(Duration::MAX, |until| until.saturating_duration_since(Instant::now()));
@@ -383,9 +387,23 @@ impl BusInner {
     }
 
     /// Enters a listener: for closing, and, on an in-memory bus, for being found.
-    pub fn add_listener(&self, name: &Name, listener: &Arc<Listener>) -> Result<(), PublishError> {
+    pub fn add_listener(
+        &self,
+        name: &Name,
+        listener: &Arc<Listener>,
+        replaces: bool,
+    ) -> Result<(), PublishError> {
         if let Place::Memory(registry) = &self.place {
-            registry.lock().insert(name.clone(), Arc::downgrade(listener));
+            let mut registry = registry.lock();
+            let present = registry.get(name).and_then(Weak::upgrade);
+            let present = present.filter(|present| !present.hosted.is_closing());
+            if present.is_some() && !replaces {
+                return Err(PublishError::AlreadyPublished { pid: std::process::id() });
+            }
+            registry.insert(name.clone(), Arc::downgrade(listener));
+            drop(registry);
+            // Its callers find the successor from here on.
+            present.into_iter().for_each(|present| present.hosted.close(REPLACED));
             self.waiting.wake(name);
         }
         let mut listeners = self.listeners.lock();

@@ -17,7 +17,7 @@ use crate::object::MethodTable;
 use crate::owner::hosted::{Hosted, Limits, PanicPolicy, Parts, Rules};
 use crate::owner::listener::Listener;
 use crate::park::Parker;
-use crate::ring::layout::{CLOSING, REPLACED};
+use crate::ring::layout::CLOSING;
 use crate::sys::clock;
 
 /// An object about to be published.
@@ -126,7 +126,7 @@ impl Publication {
             engine: engine().map_err(system)?,
         }));
         let listener = Listener::new(Arc::clone(&hosted), bound).map_err(system)?;
-        inner.add_listener(&name, &listener)?;
+        inner.add_listener(&name, &listener, self.replaces)?;
         Ok(Published { bus: self.bus, hosted, listener })
     }
 
@@ -152,19 +152,7 @@ impl Publication {
         match inner.directory() {
             Some(_) if self.replaces => inner.take_over(name).map(Some),
             Some(directory) => directory.bind(name).map(Some),
-            None => {
-                let present = inner.local_listener(name).filter(|listener| !listener.hosted.is_closing());
-                match present {
-                    Some(_) if !self.replaces => {
-                        Err(PublishError::AlreadyPublished { pid: std::process::id() })
-                    }
-                    Some(present) => {
-                        present.hosted.close(REPLACED);
-                        Ok(None)
-                    }
-                    None => Ok(None),
-                }
-            }
+            None => Ok(None),
         }
     }
 }
@@ -241,6 +229,9 @@ impl Future for Shutdown {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.hosted.engine.is_foreign() {
+            return Poll::Ready(());
+        }
         if !self.hosted.is_idle() {
             self.hosted.on_idle(cx.waker());
         }
@@ -252,6 +243,9 @@ impl Future for Shutdown {
 pub(crate) fn wait_idle(hosted: &Hosted, deadline: Duration) -> bool {
     let span_ns = u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX);
     let until_ns = clock::now_ns().saturating_add(span_ns);
+    if hosted.engine.is_foreign() {
+        return true;
+    }
     let parker = Parker::new();
     loop {
         hosted.on_idle(parker.waker());

@@ -22,6 +22,9 @@ use crate::sys::fd::Fd;
 use crate::sys::memfd::{self, BadSegment};
 use crate::sys::socket::{self, OVERFLOW_UID};
 
+/// Owners met in one attempt to connect, each of which was just leaving; more is a name that is not to be had.
+const OWNERS_MAX: u32 = 8;
+
 impl BusInner {
     /// Makes a lane to whoever publishes the link's name. Blocks until `deadline_ns` at most.
     pub fn connect(self: &Arc<Self>, link: &Arc<Link>, deadline_ns: u64) -> Result<Arc<Lane>, ConnectError> {
@@ -31,7 +34,24 @@ impl BusInner {
         if self.is_closed() {
             return Err(ConnectError::Closed);
         }
-        let socket = self.reach(&link.name, deadline_ns)?;
+        // An owner that leaves in this very moment may have handed its name over already.
+        let mut owners_left = OWNERS_MAX;
+        loop {
+            let socket = self.reach(&link.name, deadline_ns)?;
+            match self.meet(link, socket, deadline_ns) {
+                Err(ConnectError::NotFound { .. }) if owners_left > 1 => owners_left -= 1,
+                met => return met,
+            }
+        }
+    }
+
+    /// The handshake with the owner at the other end of `socket`; `NotFound` if it leaves instead of answering.
+    fn meet(
+        self: &Arc<Self>,
+        link: &Arc<Link>,
+        socket: Fd,
+        deadline_ns: u64,
+    ) -> Result<Arc<Lane>, ConnectError> {
         let peer = self.check_owner(&socket)?;
         let (request, request_fd) = memfd::create_sealed("objbus-request", size_of::<RequestMemory>())
             .map_err(system("making a segment"))?;

@@ -109,6 +109,10 @@ impl<P: Proxy> Connect<P> {
     }
 
     fn link(&self) -> Result<Arc<Link>, ConnectError> {
+        // In a forked child the lock below may be held for ever.
+        if self.bus.0.is_foreign() {
+            return Err(ConnectError::ForkedHandle);
+        }
         let name = Name::new(&self.name).map_err(|reason| ConnectError::NameInvalid { reason })?;
         Ok(self.bus.0.link(&name))
     }

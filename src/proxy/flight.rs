@@ -111,7 +111,11 @@ impl Flight {
 
     /// Takes a slot and puts the request into the ring.
     #[inline(always)]
-    pub fn start(&mut self, link: &Arc<Link>, request: &Prepared) -> Result<(NonNull<Port>, usize, Sent), BusError> {
+    pub fn start(
+        &mut self,
+        link: &Arc<Link>,
+        request: &Prepared,
+    ) -> Result<(NonNull<Port>, usize, Sent), BusError> {
         self.start_clock(request.timeout);
         let (port, slot) = match link.reserve() {
             Ok(reserved) => reserved,
@@ -252,6 +256,10 @@ impl Flight {
     /// Nobody waits any more.
     #[cold]
     pub fn give_up(&mut self, link: &Arc<Link>) {
+        if link.is_foreign() {
+            self.forget();
+            return;
+        }
         self.stop_waiting(link);
         let State::Out { port, slot, .. } = self.state else { return };
         // SAFETY: ports live as long as their link, which the call holds.
@@ -264,6 +272,17 @@ impl Flight {
             lane.ring_bell();
         }
         self.abandon(link, port, slot);
+    }
+
+    /// In a forked child: the call is the parent's, and what it holds is not to be touched here.
+    #[cold]
+    fn forget(&mut self) -> BusError {
+        let is_out = matches!(self.state, State::Out { .. });
+        self.state = State::Ended;
+        self.alarm = None;
+        std::mem::forget(self.queued.take());
+        std::mem::forget(self.attempt.take());
+        CallError::ForkedHandle { executed: if is_out { Executed::Unknown } else { Executed::No } }
     }
 
     /// Forgets the alarm and the place in the queue.
@@ -351,6 +370,9 @@ impl Flight {
     pub fn poll(&mut self, link: &Arc<Link>, request: &Prepared, cx: &mut Context<'_>) -> Step {
         self.start_clock(request.timeout);
         loop {
+            if link.is_foreign() {
+                return Step::Done(Err(self.forget()));
+            }
             let State::Out { port, slot, sent } = self.state else {
                 match self.poll_send(link, request, cx) {
                     Some(Ok(())) => continue,
@@ -431,6 +453,7 @@ impl Flight {
                             let outcome = attempt.outcome();
                             self.attempt = Some(attempt);
                             if outcome.is_none() {
+                                self.set_alarm(link, cx.waker());
                                 return None;
                             }
                         }
@@ -440,6 +463,7 @@ impl Flight {
                             let attempt = link.connect_in_background(cx.waker(), self.deadline_ns, patient);
                             self.attempt = Some(attempt);
                             if self.attempt.as_ref().is_some_and(|attempt| attempt.outcome().is_none()) {
+                                self.set_alarm(link, cx.waker());
                                 return None;
                             }
                         }

@@ -1,9 +1,10 @@
 //! What all proxies of one name in a process share: the lane to its present owner, and how to get the next one.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::task::Waker;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -13,7 +14,7 @@ use crate::bus::BusInner;
 use crate::error::ConnectError;
 use crate::names::Name;
 use crate::park::Parker;
-use crate::sys::clock;
+use crate::sys::{clock, fork};
 
 /// How long one handshake may take.
 pub(crate) const HANDSHAKE_NS: u64 = 1_000_000_000;
@@ -27,14 +28,26 @@ pub(crate) struct Link {
     ports: Mutex<Vec<Arc<Port>>>,
     /// One attempt at a time; the rest wait for its outcome.
     connecting: Mutex<()>,
-    /// Tasks that wait for an attempt made for them in the background.
-    background: Mutex<Option<Vec<Arc<Attempt>>>>,
+    /// Tasks that wait for attempts made for them on a thread, while there is such a thread.
+    background: Mutex<Option<Background>>,
+    /// The fork generation it was made in; nothing of it may be touched in another.
+    generation: u32,
 }
 
 /// What came of an attempt to connect that a task waits for.
 pub(crate) struct Attempt {
     waker: Mutex<Waker>,
     outcome: Mutex<Option<Result<(), ConnectError>>>,
+    deadline_ns: u64,
+    /// Waits for the name until the deadline.
+    patient: bool,
+}
+
+#[derive(Default)]
+struct Background {
+    waiting: Vec<Arc<Attempt>>,
+    /// Has the thread look at who is waiting.
+    thread: Option<Waker>,
 }
 
 impl Attempt {
@@ -46,6 +59,20 @@ impl Attempt {
     /// The outcome, once there is one.
     pub fn outcome(&self) -> Option<Result<(), ConnectError>> {
         self.outcome.lock().clone()
+    }
+
+    /// Tells the task `outcome`, if that is the last word for it; else gives it back, to wait on.
+    fn settle(self: Arc<Self>, outcome: &Result<(), ConnectError>) -> Option<Arc<Attempt>> {
+        let is_absent = matches!(outcome, Err(ConnectError::NotFound { .. }));
+        if is_absent && self.patient && clock::now_ns() < self.deadline_ns {
+            // Of a task that is gone this is the only holder.
+            return (Arc::strong_count(&self) > 1).then_some(self);
+        }
+        *self.outcome.lock() = Some(outcome.clone());
+        let waker = self.waker.lock().clone();
+        // The others are to hear of it even if this task's waker panics.
+        let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+        None
     }
 }
 
@@ -91,7 +118,14 @@ impl Link {
             ports: Mutex::default(),
             connecting: Mutex::new(()),
             background: Mutex::default(),
+            generation: fork::generation(),
         }
+    }
+
+    /// Whether this process is a forked child of the one that made the link.
+    #[inline(always)]
+    pub fn is_foreign(&self) -> bool {
+        fork::forked_since(self.generation)
     }
 
     /// The present port, if there is one.
@@ -104,6 +138,9 @@ impl Link {
     /// Takes a slot of the present lane.
     #[inline(always)]
     pub fn reserve(&self) -> Result<(&Port, usize), NoSlot> {
+        if self.is_foreign() {
+            return Err(NoSlot::NoLane);
+        }
         let port = self.port().ok_or(NoSlot::NoLane)?;
         let Some(slot) = port.reserve() else { return self.reserve_again(port) };
         // SAFETY: the slot is held.
@@ -197,7 +234,16 @@ impl Link {
     /// Blocks for up to a second, or until `deadline_ns`.
     #[cold]
     pub fn connect(self: &Arc<Self>, deadline_ns: u64) -> Result<(), ConnectError> {
-        let _connecting = self.connecting.lock();
+        if self.is_foreign() {
+            return Err(ConnectError::ForkedHandle);
+        }
+        let began_ns = clock::now_ns();
+        let left = Duration::from_nanos(deadline_ns.saturating_sub(began_ns));
+        // Others' handshakes may each take a second where the owner is stopped.
+        let Some(_connecting) = self.connecting.try_lock_for(left) else {
+            let after = Duration::from_nanos(clock::now_ns() - began_ns);
+            return Err(ConnectError::HandshakeTimeout { after });
+        };
         if self.is_connected() {
             return Ok(());
         }
@@ -210,6 +256,9 @@ impl Link {
     /// As [`connect`](Self::connect), waiting for the name to appear until `deadline_ns`.
     #[cold]
     pub fn connect_patiently(self: &Arc<Self>, deadline_ns: u64) -> Result<(), ConnectError> {
+        if self.is_foreign() {
+            return Err(ConnectError::ForkedHandle);
+        }
         let parker = Parker::new();
         // Registered before the first attempt: a name that appears right after one wakes us.
         let mut watch = self.bus.watch_name(&self.name, parker.waker());
@@ -262,40 +311,71 @@ impl Link {
         }
     }
 
-    /// Connects on a thread of its own, for a task; one thread serves all tasks that come meanwhile.
+    /// Connects on a thread of its own, for a task; one thread serves all tasks that come meanwhile, each by its own
+    /// deadline and patience.
     pub fn connect_in_background(
         self: &Arc<Self>,
         waker: &Waker,
         deadline_ns: u64,
         patient: bool,
     ) -> Arc<Attempt> {
-        let attempt = Arc::new(Attempt { waker: Mutex::new(waker.clone()), outcome: Mutex::default() });
-        let mut background = self.background.lock();
-        if let Some(waiting) = &mut *background {
-            waiting.push(Arc::clone(&attempt));
+        let refused = self.is_foreign().then_some(Err(ConnectError::ForkedHandle));
+        let is_refused = refused.is_some();
+        let (waker, outcome) = (Mutex::new(waker.clone()), Mutex::new(refused));
+        let attempt = Arc::new(Attempt { waker, outcome, deadline_ns, patient });
+        if is_refused {
             return attempt;
         }
-        *background = Some(vec![Arc::clone(&attempt)]);
+        let mut background = self.background.lock();
+        if let Some(present) = &mut *background {
+            present.waiting.push(Arc::clone(&attempt));
+            let thread = present.thread.clone();
+            drop(background);
+            thread.into_iter().for_each(Waker::wake);
+            return attempt;
+        }
+        *background = Some(Background { waiting: vec![Arc::clone(&attempt)], thread: None });
         drop(background);
         let link = Arc::clone(self);
-        let connect = move || {
-            let outcome =
-                if patient { link.connect_patiently(deadline_ns) } else { link.connect(deadline_ns) };
-            link.end_background(&outcome);
-        };
-        if crate::sys::signals::spawn("objbus-connect", connect).is_err() {
+        if crate::sys::signals::spawn("objbus-connect", move || link.serve_background()).is_err() {
+            let waiting =
+                self.background.lock().take().map_or_else(Vec::new, |background| background.waiting);
             let reason = "no thread could be started to connect".to_owned();
-            self.end_background(&Err(ConnectError::System { reason }));
+            let outcome = Err(ConnectError::System { reason });
+            waiting.into_iter().for_each(|attempt| drop(attempt.settle(&outcome)));
         }
         attempt
     }
 
-    fn end_background(&self, outcome: &Result<(), ConnectError>) {
-        let waiting = self.background.lock().take();
-        for attempt in waiting.into_iter().flatten() {
-            *attempt.outcome.lock() = Some(outcome.clone());
-            let waker = attempt.waker.lock().clone();
-            waker.wake();
+    /// Connects again and again until every task that waits has its outcome.
+    fn serve_background(self: &Arc<Self>) {
+        let parker = Parker::new();
+        // Registered before the first attempt: a name that appears right after one wakes us.
+        let mut watch = self.bus.watch_name(&self.name, parker.waker());
+        loop {
+            let asked = match &mut *self.background.lock() {
+                Some(background) => {
+                    background.thread = Some(parker.waker().clone());
+                    std::mem::take(&mut background.waiting)
+                }
+                None => return,
+            };
+            let last_ns = asked.iter().map(|attempt| attempt.deadline_ns).max().unwrap_or(0);
+            let outcome = self.connect(last_ns);
+            let left: Vec<_> = asked.into_iter().filter_map(|attempt| attempt.settle(&outcome)).collect();
+            let next_ns = left.iter().map(|attempt| attempt.deadline_ns).min();
+            let mut background = self.background.lock();
+            let Some(present) = &mut *background else { return };
+            let has_new = !present.waiting.is_empty();
+            present.waiting.extend(left);
+            if present.waiting.is_empty() {
+                *background = None;
+                return;
+            }
+            drop(background);
+            if !has_new {
+                parker.park(watch.next_look_ns().min(next_ns.unwrap_or(0)));
+            }
         }
     }
 
@@ -327,6 +407,9 @@ impl Link {
 
     /// Calls in flight, one-way ones that are not taken yet included.
     pub fn in_flight(&self) -> usize {
+        if self.is_foreign() {
+            return 0;
+        }
         self.port().map_or(0, |port| {
             port.reap();
             port.in_flight()
@@ -336,6 +419,9 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
+        if self.is_foreign() {
+            return;
+        }
         for port in self.ports.get_mut().iter() {
             port.reap();
             // No call is left but one-way and given-up ones: each other holds the link.

@@ -5,6 +5,8 @@
 //! the parent's [`Child::tell`] the child's [`hear`].
 #![allow(dead_code)] // each test binary uses its part
 
+pub mod system;
+
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, ExitStatus, Stdio};
