@@ -48,6 +48,18 @@ fn a_one_way_call_outlives_its_sender() {
 }
 
 #[test]
+fn the_readme_has_process_info_whole() {
+    let read =
+        |name: &str| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap();
+    let (readme, example) = (read("README.md"), read("examples/process_info.rs"));
+    let code = example.lines().skip_while(|line| line.starts_with("//!")).collect::<Vec<_>>().join("\n");
+    assert!(
+        readme.contains(&format!("```rust\n{}\n```", code.trim())),
+        "README.md shows another process_info"
+    );
+}
+
+#[test]
 fn latency_ends_with_a_figure() {
     let said = said_by(&place(), "latency");
     assert!(said.starts_with("a call ") && said.ends_with(" calls to one echo\n"), "{said}");
