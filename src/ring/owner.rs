@@ -147,8 +147,9 @@ impl OwnerRing {
     #[inline(always)]
     pub fn try_lock(&self) -> Option<Taker<'_>> {
         // Acquire pairs with the drop of the last Taker: its `next` and `busy` are ours now.
+        // `then`, not `then_some`: a Taker that is made and dropped would give up the lock of the thread that has it.
         (!self.taking.load(Ordering::Relaxed) && !self.taking.swap(true, Ordering::Acquire))
-            .then_some(Taker { ring: self })
+            .then(|| Taker { ring: self })
     }
 
     /// Whether a request waits at this moment; for who does not hold the lock a hint.
