@@ -11,7 +11,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     match std::env::args().nth(1).as_deref() {
         Some("serve") => serve(&bus),
         None => call(&bus),
-        Some(other) => Err(format!("`{other}` is neither `serve` nor nothing").into()),
+        Some(other) => {
+            eprintln!("`{other}` is no role here: say `serve` to publish, or nothing to call");
+            std::process::exit(2)
+        }
     }
 }
 

@@ -3,9 +3,9 @@
 //!
 //! ```text
 //! caller                                   owner
-//!   HELLO   version, layout, clock  ---->    checks the caller's uid before, maps nothing before all is checked
+//!   HELLO   version, layout, features, clock  ---->    checks the caller's uid before, maps nothing before all is checked
 //!           + request memfd
-//!           <----  WELCOME version, clock, object, keys of its methods
+//!           <----  WELCOME version, features, offset of the clocks, keys of the object's methods
 //!                  + response memfd, doorbell
 //!   or      <----  REFUSED why
 //! ```

@@ -174,7 +174,7 @@ impl Published {
         self.hosted.name()
     }
 
-    /// Whether another process has taken the name over.
+    /// Whether another publisher has taken the name over, or the bus was closed.
     pub fn is_replaced(&self) -> bool {
         self.hosted.is_closing()
     }

@@ -212,7 +212,8 @@ impl<T: DeserializeOwned + 'static, E: OwnError> Call<T, E> {
         Call { raw, returns: PhantomData }
     }
 
-    /// Sends the call and blocks until its result is there, or the time-out is over.
+    /// Sends the call and blocks until its result is there, or the time-out is over. Connects first if there is no connection, and
+    /// waits for a slot if 64 calls are in flight; both count towards the time-out.
     ///
     /// # Errors
     ///
@@ -273,7 +274,8 @@ impl<T: DeserializeOwned + 'static, E: OwnError> Call<T, E> {
     /// Sends the call without waiting for its result: one way.
     ///
     /// Once this returns `Ok`, the method runs even if this process ends at once, as long as the owner lives. What comes of it
-    /// is not told. Blocks only where all 64 slots are taken (see [`immediate`](Call::immediate)).
+    /// is not told. Blocks where all 64 slots are taken (see [`immediate`](Call::immediate)) and where it has to connect first, until
+    /// its time-out at most.
     ///
     /// # Errors
     ///

@@ -1,6 +1,7 @@
 //! The project's own commands: `cargo xtask <command>`. The standard library only, so that it builds in a second.
 
 mod bench;
+mod demo;
 mod suite;
 mod tools;
 
@@ -10,6 +11,7 @@ use std::process::ExitCode;
 const HELP: &str = "\
 The project's own commands.
 
+cargo xtask demo                  build the examples, run each as two processes, say what a call takes here
 cargo xtask test                  run the whole suite; stop at the first step that fails
 cargo xtask test --list           name the steps
 cargo xtask test --only STEP      run one step (may be repeated)
@@ -47,6 +49,7 @@ fn run(words: &[&str]) -> Result<(), Failure> {
         [] | ["help"] => print_help(),
         _ if words.contains(&"--help") || words.contains(&"-h") => print_help(),
         ["test", rest @ ..] => suite::run(rest),
+        ["demo", rest @ ..] => demo::run(rest),
         ["bench", rest @ ..] => bench::run(rest),
         [other, ..] => Err(Failure::Usage(format!("there is no command `{other}`"))),
     }

@@ -21,7 +21,7 @@ mod travel;
 /// Arguments may be references (`&str`, `&[u8]`, `&T`, in `Option` and tuples too); a result that is a reference
 /// travels as the owned type. A method that returns `Result` has its error in `Call<T, E>`.
 ///
-/// ```ignore
+/// ```
 /// struct ProcessInfo;
 ///
 /// #[objbus::object]
@@ -31,6 +31,13 @@ mod travel;
 ///         std::process::id()
 ///     }
 /// }
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let bus = objbus::Bus::in_memory();
+/// let _published = bus.publish("processInfo", ProcessInfo)?;
+/// let info: ProcessInfoProxy = bus.proxy("processInfo").wait()?;
+/// assert_eq!(info.get_pid().wait()?, std::process::id());
+/// # Ok(()) }
 /// ```
 #[proc_macro_attribute]
 pub fn object(arguments: TokenStream, item: TokenStream) -> TokenStream {
@@ -48,11 +55,38 @@ pub fn object(arguments: TokenStream, item: TokenStream) -> TokenStream {
 /// the trait (plain methods block, async ones wait), and `<Trait>Object`, which publishes an implementor:
 /// `bus.publish("name", ApiObject(value))`.
 ///
-/// ```ignore
+/// ```
+/// #[derive(Debug, serde::Serialize, serde::Deserialize, objbus::Type)]
+/// pub struct ApiError(String);
+///
+/// impl From<objbus::BusError> for ApiError {
+///     fn from(error: objbus::BusError) -> ApiError {
+///         ApiError(error.to_string())
+///     }
+/// }
+///
 /// #[objbus::interface]
 /// pub trait Api {
 ///     fn pow(&self, x: f64, y: f64) -> Result<f64, ApiError>;
 /// }
+///
+/// struct Math;
+/// impl Api for Math {
+///     fn pow(&self, x: f64, y: f64) -> Result<f64, ApiError> {
+///         Ok(x.powf(y))
+///     }
+/// }
+///
+/// fn square(api: &impl Api) -> Result<f64, ApiError> {
+///     api.pow(3.0, 2.0)
+/// }
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let bus = objbus::Bus::in_memory();
+/// let _published = bus.publish("math", ApiObject(Math))?;
+/// let remote: ApiProxy = bus.proxy("math").wait()?;
+/// assert_eq!(square(&Math).unwrap(), square(&remote).unwrap());
+/// # Ok(()) }
 /// ```
 #[proc_macro_attribute]
 pub fn interface(arguments: TokenStream, item: TokenStream) -> TokenStream {

@@ -1,0 +1,159 @@
+//! The examples as their readers run them: two processes each, and what they print.
+
+mod support;
+use support::*;
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+
+/// Every example that has a side of its own to start, and the name that this side publishes.
+const SERVED: [(&str, &str); 4] =
+    [("process_info", "processInfo"), ("math", "math"), ("interface", "scale"), ("one_way", "journal")];
+
+#[test]
+fn process_info_crosses() {
+    let (place, owner) = served("process_info");
+    let said = said_by(&place, "process_info");
+    assert!(said.contains(&format!("process {} has been running for ", owner.process.id())), "{said}");
+}
+
+#[test]
+fn math_crosses() {
+    let (place, _owner) = served("math");
+    let said = said_by(&place, "math");
+    assert!(said.contains("2 to the power of 10 is 1024\n"), "{said}");
+    assert!(said.contains("the hypotenuse of 3 and 4 is 5\n"), "{said}");
+    assert!(said.contains("pi is 3.14159"), "{said}");
+}
+
+#[test]
+fn an_interface_gives_the_same_here_and_there() {
+    let (place, _owner) = served("interface");
+    let said = said_by(&place, "interface");
+    let of = |side: &str| said.lines().find_map(|line| line.strip_prefix(side)).map(str::to_owned);
+    assert_eq!(of("here: "), Some("Ok(30.0), Err(Overload { limit: 100 })".to_owned()));
+    assert_eq!(of("there: "), of("here: "));
+}
+
+#[test]
+fn a_one_way_call_outlives_its_sender() {
+    let (place, owner) = served("one_way");
+    let said = said_by(&place, "one_way");
+    let sender = said.strip_prefix("process ").and_then(|rest| rest.split_once(' ')).map(|found| found.0);
+    let sender = sender.unwrap_or_else(|| panic!("the sender did not say who it is: {said}"));
+    assert_eq!(owner.hear(), format!("process {sender} noted: out of ink"));
+}
+
+#[test]
+fn the_readme_has_process_info_whole() {
+    let read =
+        |name: &str| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap();
+    let (readme, example) = (read("README.md"), read("examples/process_info.rs"));
+    let code = example.lines().skip_while(|line| line.starts_with("//!")).collect::<Vec<_>>().join("\n");
+    assert!(
+        readme.contains(&format!("```rust\n{}\n```", code.trim())),
+        "README.md shows another process_info"
+    );
+}
+
+#[test]
+fn latency_ends_with_a_figure() {
+    let said = said_by(&place(), "latency");
+    assert!(said.starts_with("a call ") && said.ends_with(" calls to one echo\n"), "{said}");
+}
+
+#[test]
+fn a_wrong_argument_is_answered_with_a_sentence() {
+    for name in SERVED.map(|(name, _)| name).into_iter().chain(["latency"]) {
+        let Output { status, stderr, stdout } = command(&place(), name).arg("sevre").output().unwrap();
+        let sentence = String::from_utf8(stderr).unwrap();
+        assert!(!status.success(), "{name} took a wrong argument");
+        assert!(stdout.is_empty(), "{name} did something before it refused");
+        assert!(sentence.contains("`sevre` is no role here: "), "{name}: {sentence}");
+        assert_eq!(sentence.lines().count(), 1, "{name}: {sentence}");
+    }
+}
+
+/// Ctrl-C while it serves: at most a dead socket is left, which the next publisher takes over.
+#[test]
+fn an_interrupted_publisher_is_succeeded() {
+    for (name, published) in SERVED {
+        let (place, mut owner) = served(name);
+        // SAFETY: kill touches no memory; the child is not reaped, so its pid is its own.
+        assert_eq!(unsafe { libc::kill(owner.process.id() as i32, libc::SIGINT) }, 0);
+        let status = owner.process.wait().unwrap();
+        assert_eq!(status.signal(), Some(libc::SIGINT), "{name} ended with {status}");
+        assert!(place.files().iter().all(|file| file == published), "{name} left {:?}", place.files());
+        let _successor = serve(&place, name);
+        assert_eq!(place.files(), [published], "{name}");
+        said_by(&place, name);
+    }
+}
+
+/// The side of an example that publishes.
+struct Owner {
+    process: Child,
+    lines: Receiver<String>,
+}
+
+impl Owner {
+    /// The next line that it prints.
+    fn hear(&self) -> String {
+        self.lines
+            .recv_timeout(PATIENCE)
+            .unwrap_or_else(|error| panic!("process {} says nothing: {error}", self.process.id()))
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn served(name: &str) -> (Place, Owner) {
+    let place = place();
+    let owner = serve(&place, name);
+    (place, owner)
+}
+
+/// Starts `name serve` and waits until it has published.
+fn serve(place: &Place, name: &str) -> Owner {
+    let mut process = command(place, name).arg("serve").stdout(Stdio::piped()).spawn().unwrap();
+    let output = process.stdout.take().expect("it was piped");
+    let (to, lines) = channel();
+    std::thread::spawn(move || {
+        BufReader::new(output).lines().map_while(Result::ok).try_for_each(|line| to.send(line))
+    });
+    let owner = Owner { process, lines };
+    let line = owner.hear();
+    assert!(line.starts_with("published "), "{name} says {line}");
+    owner
+}
+
+/// What the other side prints, which must succeed.
+fn said_by(place: &Place, name: &str) -> String {
+    let Output { status, stdout, stderr } = command(place, name).output().unwrap();
+    let (said, errors) = (String::from_utf8(stdout).unwrap(), String::from_utf8_lossy(&stderr).into_owned());
+    assert!(status.success(), "{name} ended with {status}: {said}{errors}");
+    said
+}
+
+fn command(place: &Place, name: &str) -> Command {
+    let mut command = Command::new(built(name));
+    command.env("OBJBUS_DIR", place.path()).stdin(Stdio::null());
+    command
+}
+
+/// The example's binary. `cargo test` and `cargo nextest run` build it before, unless told to build one test only.
+fn built(name: &str) -> PathBuf {
+    let this = std::env::current_exe().expect("the test binary has a path");
+    let profile = this.parent().and_then(Path::parent).expect("it lies in <target>/<profile>/deps");
+    let binary = profile.join("examples").join(name);
+    assert!(binary.exists(), "{name} is not built: run `cargo build --examples` in this profile first");
+    binary
+}
