@@ -155,6 +155,10 @@ impl Port {
         let lane = unsafe { self.lane() };
         match lane.ring.look(slot) {
             Look::Waiting if !lane.fate().is_final() => {
+                // The owner sends one word per arm number, and may have sent the one for the number in the slot.
+                if self.waiting.load(Ordering::SeqCst) != 0 {
+                    lane.arm_for_reaping(slot);
+                }
                 self.abandoned.fetch_or(bit, Ordering::SeqCst);
                 // The answer may have come between the look and the bit, with its wake spent on nothing.
                 return lane.ring.look(slot) != Look::Waiting && self.reap_slot(slot);
