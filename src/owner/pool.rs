@@ -172,6 +172,13 @@ impl Pool {
         }
     }
 
+    /// Wakes the next for what else is queued: two rings may have woken one worker, whose work may take long.
+    fn wake_next(&self) {
+        if self.has_work() && self.sleeping.load(Ordering::SeqCst) > 0 {
+            self.kick.ring();
+        }
+    }
+
     /// Sees to it that some worker sleeps at the doorbells, or is about to.
     #[inline]
     pub fn ensure_standby(&'static self) {
@@ -423,13 +430,19 @@ impl Worker {
         if let Some(lane) = hot.or_else(|| self.pool.ready.pop()) {
             self.adopt(lane);
         }
+        if !self.pool.ready.is_empty() {
+            self.pool.wake_next();
+        }
         if let Some(queued) = self.pool.queued.pop() {
+            self.pool.wake_next();
             let lane = Arc::clone(&queued.lane);
             dispatch::serve_queued(self, queued);
             lane.after_answers(self.take_answered());
         }
         if let Some(task) = self.pool.tasks.pop() {
+            self.pool.wake_next();
             self.hand_over_lanes();
+            self.pool.ensure_standby();
             task.run();
         }
     }
