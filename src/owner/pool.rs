@@ -173,6 +173,13 @@ impl Pool {
         }
     }
 
+    /// Wakes the next for what else is queued: two rings may have woken one worker, whose work may take long.
+    fn wake_next(&self) {
+        if self.has_work() && self.sleeping.load(Ordering::SeqCst) > 0 {
+            self.kick.ring();
+        }
+    }
+
     /// Sees to it that some worker sleeps at the doorbells, or is about to.
     #[inline]
     pub fn ensure_standby(&'static self) {

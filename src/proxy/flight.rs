@@ -242,7 +242,9 @@ impl Flight {
             }
             Ended::Fate(fate) => fate,
         };
-        let executed = if lane.ring.begun(slot) { Executed::Unknown } else { Executed::No };
+        // Withdrawn, not only looked at: an owner that lives may still take it from the ring.
+        let began = lane.ring.withdraw(slot);
+        let executed = if began { Executed::Unknown } else { Executed::No };
         self.free_slot(link, port, slot);
         Verdict::of(fate, executed)
     }

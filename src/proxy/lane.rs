@@ -278,7 +278,7 @@ impl Lane {
             }
             // Counted before the fate is read: who changes it wakes the slots until nobody is counted any more.
             self.sleepers.fetch_add(1, Ordering::SeqCst);
-            let fate = self.fate();
+            let fate = Fate::from_word(self.fate.load(Ordering::SeqCst));
             if !fate.is_final() {
                 self.ring.sleep(slot, Some(deadline_ns));
             }

@@ -98,10 +98,11 @@ impl CallerRing {
     ///
     /// A cell is always free here. The calls out never outnumber the slots; the owner takes cells in order; and it
     /// answers a call only after taking its cell. So the cell `SLOTS` positions back was taken before the call that held
-    /// our slot (or freed the one we could reserve) was answered, which we have seen.
+    /// our slot was answered, which we, or who claimed a cell in between, have seen.
     #[inline(always)]
     pub unsafe fn publish(&self, slot: usize, header: Header, body: &RequestWords) {
-        let position = self.next.fetch_add(1, Ordering::Relaxed);
+        // AcqRel: what an earlier claimer has seen taken, and so the freedom of our cell, is behind us too.
+        let position = self.next.fetch_add(1, Ordering::AcqRel);
         let cell = &self.request().cells[position as usize % SLOTS];
         // The first line is copied whole, without a look at the length: cheaper than the branch. What lies beyond the
         // length was zero or our own older bytes, so it tells the owner nothing new.

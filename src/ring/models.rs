@@ -1,1 +1,187 @@
-//! loom models of the ring: the real code under every interleaving.
+//! loom models of the lane: the ring's own code under every interleaving, and under every value that a weakly ordered
+//! machine may let a load see.
+//!
+//! Each model has negative ones beside it: the same with a fence, a second look or a lock left out, which must fail;
+//! else the model would show nothing. The ring's fences are left out by the name of their function, so that what runs is
+//! the ring's code less one line. What the proxy and the pool do around the ring is mirrored here, step by step.
+//!
+//! loom takes the SeqCst of a load or store for AcqRel, so where a mirrored step relies on it, a fence stands for it.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Instant;
+
+use loom::model::Builder;
+use loom::sync::{Condvar, Mutex};
+use loom::thread;
+
+use super::caller::{CallerRing, Header, Look, RequestWords, ResponseWords};
+use super::layout::*;
+use super::owner::{OwnerRing, Request, Take};
+use crate::sync::{Ordering, left_out};
+
+mod calls;
+mod death;
+mod ending;
+mod polling;
+mod slots;
+mod tasks;
+mod waiting;
+
+/// Runs `model` under every interleaving with at most `preemptions` of them, and says how many that were.
+fn explore(preemptions: impl Into<Option<usize>>, model: impl Fn() + Send + Sync + 'static) {
+    use std::io::Write;
+    let runs = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&runs);
+    let mut builder = Builder::new();
+    builder.preemption_bound = preemptions.into();
+    builder.max_branches = 5_000;
+    let start = Instant::now();
+    builder.check(move || {
+        counted.fetch_add(1, Ordering::Relaxed);
+        model();
+    });
+    let name = std::thread::current().name().unwrap_or_default().to_owned();
+    // To the stream itself: the harness shows nothing of what a passing test prints.
+    let _ = writeln!(
+        std::io::stderr(),
+        "{name}: {} interleavings in {:.1} s",
+        runs.load(Ordering::Relaxed),
+        start.elapsed().as_secs_f64()
+    );
+}
+
+/// Leaves the fence of `function` out, in this test.
+fn without_fence_of(function: &str) {
+    let files = [("ring/caller.rs", include_str!("caller.rs")), ("ring/owner.rs", include_str!("owner.rs"))];
+    for (file, text) in files {
+        let start = text.lines().position(|line| line.contains(&format!("fn {function}(")));
+        let Some(start) = start else { continue };
+        let len = text.lines().skip(start).position(|line| line == "    }").unwrap_or(0);
+        return left_out::set(file, start as u32..(start + len + 1) as u32);
+    }
+    panic!("the ring has no function `{function}`");
+}
+
+/// A lane with both of its ends.
+struct Lane {
+    caller: CallerRing,
+    owner: OwnerRing,
+    // Under the rings' pointers; dropped after them.
+    _request: Box<RequestMemory>,
+    _response: Box<ResponseMemory>,
+}
+
+impl Lane {
+    fn new() -> Arc<Lane> {
+        let (request, response) = (Box::new(RequestMemory::fresh()), Box::new(ResponseMemory::fresh()));
+        let (at, answers) = ((&*request).into(), (&*response).into());
+        // SAFETY: the boxes live as long as the rings, in the same value.
+        let (caller, owner) = unsafe { (CallerRing::new(at, answers), OwnerRing::new(at, answers)) };
+        Arc::new(Lane { caller, owner, _request: request, _response: response })
+    }
+
+    /// Sends the call `key` in `slot`, with itself as its body.
+    fn publish(&self, slot: usize, key: u64) {
+        let mut body: RequestWords = [std::mem::MaybeUninit::uninit(); REQUEST_BODY / 8];
+        body[0].write(key);
+        let header = Header { key, flags: 0, cpu: NO_CPU, deadline_ms: 0, len: 8 };
+        // SAFETY: 8 bytes are the first line's word, and initialised.
+        unsafe { self.caller.publish(slot, header, &body) };
+    }
+
+    /// Whether the call in `slot` is answered.
+    fn is_answered(&self, slot: usize) -> bool {
+        match self.caller.look(slot) {
+            Look::Answered => true,
+            Look::Waiting => false,
+            Look::Violation => panic!("found: a caller sees an impossible count"),
+        }
+    }
+
+    /// Reads the answer to the call `key` in `slot`, and is done with it.
+    fn finish(&self, slot: usize, key: u64) {
+        let (_, len) = self.caller.response_head(slot);
+        let mut words: ResponseWords = [std::mem::MaybeUninit::uninit(); RESPONSE_BODY / 8];
+        self.caller.response_body(slot, len, &mut words);
+        // SAFETY: the first line's word is always initialised.
+        let word = unsafe { words[0].assume_init() };
+        assert_eq!((len, word), (8, answer_to(key)), "found: another call's answer");
+        self.caller.finish(slot);
+    }
+
+    /// Takes a request under the lock, as `Worker::turn` does.
+    fn take(&self) -> Option<Request> {
+        let mut request = Request::blank();
+        let mut taker = self.owner.try_lock()?;
+        let take = taker.take(&mut request);
+        drop(taker);
+        match take {
+            Take::Taken => Some(request),
+            Take::Empty => None,
+            Take::Violation => panic!("found: the owner sees a violation"),
+        }
+    }
+
+    /// Answers a request without looking for a sleeper.
+    fn answer(&self, request: &Request) {
+        assert_eq!(request.body(), request.key.to_ne_bytes(), "found: a torn request");
+        self.owner.write_response(request.slot(), &[answer_to(request.key)]);
+        let meta = ResponseMeta { status: 0, flags: 0, cpu: NO_CPU };
+        self.owner.answer(request.slot(), request.wanted, meta, 8);
+    }
+
+    /// Wakes who sleeps on `slot`. Mirrors `OwnerLane::wake_if_asleep`, without tasks.
+    fn wake_if_asleep(&self, slot: usize) {
+        if self.owner.sleeper(slot) == ON_FUTEX {
+            self.owner.wake(slot);
+        }
+    }
+
+    /// Answers and wakes: mirrors `OwnerLane::answer` and `after_answers`.
+    fn answer_and_wake(&self, request: &Request) {
+        self.answer(request);
+        self.wake_if_asleep(request.slot());
+        self.owner.fence_answers();
+        self.wake_if_asleep(request.slot());
+    }
+
+    /// Sleeps until the call in `slot` is answered. Mirrors `Lane::park`, with no end of the lane.
+    fn park(&self, slot: usize) {
+        self.caller.set_sleep(slot, ON_FUTEX);
+        while !self.is_answered(slot) {
+            self.caller.sleep(slot, None);
+        }
+        self.caller.clear_sleep(slot);
+    }
+}
+
+fn answer_to(key: u64) -> u64 {
+    key + 100
+}
+
+/// Something that happens and is not forgotten until it was waited for: a doorbell's edge, a word on a socket, the wake of
+/// a task.
+struct Event {
+    happened: Mutex<bool>,
+    waiting: Condvar,
+}
+
+impl Event {
+    fn new() -> Event {
+        Event { happened: Mutex::new(false), waiting: Condvar::new() }
+    }
+
+    fn happen(&self) {
+        *self.happened.lock().unwrap() = true;
+        self.waiting.notify_all();
+    }
+
+    fn wait(&self) {
+        let mut happened = self.happened.lock().unwrap();
+        while !*happened {
+            happened = self.waiting.wait(happened).unwrap();
+        }
+        *happened = false;
+    }
+}

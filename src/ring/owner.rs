@@ -191,8 +191,7 @@ impl OwnerRing {
 
     /// Says that `worker` looks no more, unless another does. `false`: a request came meanwhile, for the caller to see to.
     pub fn let_go(&self, worker: u32) -> bool {
-        let is_ours =
-            self.poller.compare_exchange(worker, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        let is_ours = self.poller.compare_exchange(worker, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         // If another let go of it, our own POLLED may have come after its ASLEEP. Adding nothing, unlike a load, either
         // sees that it did or is seen by it before it stores its ASLEEP.
         if !is_ours && self.poller.fetch_add(0, Ordering::AcqRel) != 0 {
