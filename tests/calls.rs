@@ -251,8 +251,10 @@ fn nested_calls_inherit_the_deadline() {
     for patient in [false, true] {
         // The inner call ends with the outer one, whatever time-out it has of its own.
         let call = relay.call::<_, bool>("held", &(patient,)).timeout(Duration::from_millis(300));
-        let error = call.wait();
-        assert_eq!(error, Err(CallError::DeadlineExceeded { executed: Executed::Unknown }));
+        let result = call.wait();
+        // Both end at the same time: the outer one by its deadline, or with the news that the inner one did.
+        let exceeded = Err(CallError::DeadlineExceeded { executed: Executed::Unknown });
+        assert!(result == exceeded || result == Ok(true), "{result:?}");
         wait_until("the relay is free", || relay.handle().in_flight() == 0);
     }
 }
