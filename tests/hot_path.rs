@@ -12,10 +12,10 @@ use std::io::Read;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use objbus::{MethodTable, Proxy, Untyped};
+use objbus::{MethodTable, Untyped};
 
 /// Calls between two looks at the counts.
-const WINDOW: u64 = 500;
+const WINDOW: u64 = 200;
 const WINDOWS: usize = 5;
 const ATTEMPTS: usize = 40;
 
@@ -75,7 +75,7 @@ fn role() {
     };
     loop {
         let is_plain = hear() == "plain";
-        (0..20).for_each(|_| window(&hot, is_plain));
+        (0..5).for_each(|_| window(&hot, is_plain));
         let mut best = u64::MAX;
         for _ in 0..WINDOWS {
             let before = allocations();
@@ -122,7 +122,7 @@ fn a_hot_call_allocates_nothing() {
             caller.hear().parse::<u64>().expect("a number")
         };
         let found: Vec<u64> =
-            (0..ATTEMPTS).scan(true, |go, _| go.then(|| attempt()).inspect(|n| *go = *n > 0)).collect();
+            (0..ATTEMPTS).scan(true, |go, _| go.then(&mut attempt).inspect(|n| *go = *n > 0)).collect();
         assert_eq!(found.last(), Some(&0), "{kind}: allocations of both in {} calls: {found:?}", 2 * WINDOW);
     }
 }
@@ -183,7 +183,9 @@ fn is_call(line: &str) -> bool {
 fn trace(pids: &[u32], log: &std::path::Path) -> Option<std::process::Child> {
     let mut command = Command::new("strace");
     command.args(["-f", "-o"]).arg(log);
-    pids.iter().for_each(|pid| drop(command.arg("-p").arg(pid.to_string())));
+    for pid in pids {
+        command.arg("-p").arg(pid.to_string());
+    }
     let mut strace = command.stderr(Stdio::piped()).spawn().ok()?;
     let began = std::time::Instant::now();
     while !pids.iter().all(|pid| is_traced(*pid)) {
