@@ -306,7 +306,7 @@ impl BusBuilder {
             timeout: self.timeout,
             budget: self.limits.budget(),
             limits: self.limits,
-            spins: self.spin == Spin::Auto && cpu::usable() > 1,
+            spins: self.spin == Spin::Auto && cpu::can_spin(),
             memory,
             mappings: Arc::new(Mappings::new(MemoryLimit::new(u64::MAX))),
             arenas: Mutex::default(),
@@ -366,7 +366,7 @@ impl BusInner {
     /// The arena for what is sent to processes of this user.
     pub fn arena_for(&self, uid: u32) -> Arc<Arena> {
         let mut arenas = self.arenas.lock();
-        Arc::clone(arenas.entry(uid).or_insert_with(|| Arc::new(Arena::new(self.memory.clone(), uid))))
+        Arc::clone(arenas.entry(uid).or_insert_with(|| Arc::new(Arena::new(self.memory.clone()))))
     }
 
     /// A table for the segments that one peer announces.
@@ -433,6 +433,14 @@ impl BusInner {
         if let Place::Memory(registry) = &self.place {
             registry.lock().retain(|_, other| !std::ptr::eq(other.as_ptr(), listener));
         }
+    }
+
+    /// Frees answers that callers have copied out, when memory is short.
+    pub fn sweep_spilled(&self) {
+        let listeners: Vec<_> = self.listeners.lock().iter().filter_map(Weak::upgrade).collect();
+        listeners.iter().for_each(|listener| listener.hosted.sweep_spilled());
+        let arenas: Vec<_> = self.arenas.lock().values().cloned().collect();
+        arenas.iter().for_each(|arena| arena.trim());
     }
 
     /// Waits until all one-way calls are taken; whether they were in time.

@@ -14,7 +14,7 @@ pub use closures::{Callable, FallibleCallable};
 pub(crate) use invocation::RequestBody;
 pub use invocation::{AsyncInvocation, Completed, Invocation, Outcome, Refusal};
 pub use pool::PooledFuture;
-pub(crate) use table::{Handler, Method, Signature};
+pub(crate) use table::Handler;
 pub use table::{MethodSpec, MethodTable, index_of};
 
 #[cfg(test)]

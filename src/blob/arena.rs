@@ -17,6 +17,7 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::sys::fork;
 
 pub(crate) use super::limit::{MemoryLimit, NoMemory};
+#[cfg(test)]
 pub(crate) use super::pool::ArenaStats;
 use super::pool::{Evicted, Need, Piece, Pool};
 use super::segment::Segment;
@@ -34,7 +35,6 @@ pub(crate) struct Arena {
 
 struct Shared {
     limit: MemoryLimit,
-    peer_uid: u32,
     /// The process it was made in; in a forked child the segments are not mapped and the lock may be held for ever.
     generation: u32,
     /// The id of the last segment made.
@@ -46,21 +46,15 @@ struct Shared {
 }
 
 impl Arena {
-    pub(crate) fn new(limit: MemoryLimit, peer_uid: u32) -> Arena {
+    pub(crate) fn new(limit: MemoryLimit) -> Arena {
         let shared = Shared {
             limit,
-            peer_uid,
             generation: fork::generation(),
             last_id: AtomicU32::new(0),
             drops: AtomicU64::new(0),
             pool: Mutex::new(Pool::new()),
         };
         Arena { shared: Arc::new(shared) }
-    }
-
-    /// The user whose processes may be told of these segments.
-    pub(crate) fn peer_uid(&self) -> u32 {
-        self.shared.peer_uid
     }
 
     /// A range of at least `len` bytes of unspecified contents, aligned to `align`, a power of two up to [`ALIGN_MAX`],
@@ -103,6 +97,7 @@ impl Arena {
         gone
     }
 
+    #[cfg(test)]
     pub(crate) fn stats(&self) -> ArenaStats {
         self.shared.pool().map_or_else(ArenaStats::default, |pool| pool.stats())
     }
@@ -189,11 +184,13 @@ impl Chunk {
         self.piece.offset() as u64
     }
 
+    #[cfg(test)]
     /// What was asked for, in bytes.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
+    #[cfg(test)]
     /// Where it begins in this process; mapped as long as the chunk lives, but not in a forked child.
     pub(crate) fn as_mut_ptr(&mut self) -> *mut u8 {
         self.piece.segment.at(self.piece.offset())
@@ -208,6 +205,7 @@ impl Chunk {
         unsafe { slice::from_raw_parts_mut(self.piece.segment.at(self.piece.offset()), self.len) }
     }
 
+    #[cfg(test)]
     pub(crate) fn as_slice(&self) -> &[u8] {
         self.assert_mapped();
         // SAFETY: as in `as_mut_slice`; `&self` excludes writers in this process, and the seal all others.

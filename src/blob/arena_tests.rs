@@ -17,7 +17,7 @@ const MIB: usize = 1 << 20;
 
 fn arena(limit: usize) -> (Arena, MemoryLimit) {
     let limit = MemoryLimit::new(limit as u64);
-    (Arena::new(limit.clone(), 1000), limit)
+    (Arena::new(limit.clone()), limit)
 }
 
 fn place(chunk: &Chunk) -> (u32, u64) {
@@ -204,7 +204,7 @@ fn idle_bytes_are_bounded_too_and_the_oldest_go_first() {
 #[test]
 fn two_arenas_share_a_limit() {
     let (first, limit) = arena(4 * MIB);
-    let second = Arena::new(limit.clone(), 1001);
+    let second = Arena::new(limit.clone());
     let held = first.alloc(3 * MIB, 64).unwrap();
     assert_eq!(second.alloc(2 * MIB, 64).err(), Some(NoMemory));
     drop(held);

@@ -38,10 +38,12 @@ impl MemoryLimit {
         MemoryLimit::new(cgroups.map_or(memory, |limit| limit.min(memory)) / 2)
     }
 
+    #[cfg(test)]
     pub(crate) fn limit(&self) -> u64 {
         self.0.limit
     }
 
+    #[cfg(test)]
     pub(crate) fn charged(&self) -> u64 {
         self.0.charged.load(Ordering::Relaxed)
     }

@@ -98,6 +98,7 @@ struct Divided {
     buddy: Buddy,
 }
 
+#[cfg(test)]
 /// How an arena's memory is used, in bytes unless it says otherwise. `allocated` = `in_use` + `cached`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ArenaStats {
@@ -205,6 +206,7 @@ impl Pool {
         self.divided.values().map(|divided| divided.segment.len()).sum()
     }
 
+    #[cfg(test)]
     pub(super) fn stats(&self) -> ArenaStats {
         ArenaStats {
             allocated: self.allocated as u64,

@@ -69,6 +69,7 @@ impl Mapped {
 }
 
 impl ReadRange<'_> {
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.len
     }

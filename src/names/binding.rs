@@ -105,6 +105,7 @@ impl Directory {
 }
 
 impl Bound {
+    #[cfg(test)]
     /// The name.
     pub(crate) fn name(&self) -> &Name {
         &self.name

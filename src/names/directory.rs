@@ -121,6 +121,7 @@ impl Directory {
         self.0.fd.is_inherited()
     }
 
+    #[cfg(test)]
     /// Whether its path still leads to it: not removed, moved or replaced, as by who cleans /tmp. If not, others meet
     /// elsewhere, and the bus must be opened again.
     pub(crate) fn is_current(&self) -> bool {

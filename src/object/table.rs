@@ -185,11 +185,6 @@ impl MethodTable {
         self.methods.last_mut().map(|method| &mut method.signature)
     }
 
-    /// The name of the object's type.
-    pub(crate) fn type_name(&self) -> &str {
-        &self.type_name
-    }
-
     /// The methods; [`find`](MethodTable::find) gives an index into them.
     pub(crate) fn methods(&self) -> &[Method] {
         &self.methods

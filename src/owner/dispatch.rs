@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 
 use super::context::{self, Frame, Served};
-use super::hosted::Hosted;
+use super::hosted::{Hosted, MethodState};
 use super::lane::OwnerLane;
 use super::permits::Queued;
 use super::pool::Worker;
@@ -188,26 +188,16 @@ fn run(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, index: usi
         // Not before the body is copied out: the answer gives the caller its memory back.
         answer_taken(worker, lane, request);
     }
+    let clock = Stopwatch::start(worker, lane, index);
     match &lane.object.table.methods()[index].handler {
         Handler::Plain(handler) => {
-            let state = &lane.object.methods[index];
-            let is_short = state.short.load(Ordering::Relaxed);
-            if !is_short {
-                worker.before_long_method(lane);
-            }
-            let began_ns = (!is_short || worker.is_nth_run(TIMED_RUNS)).then(clock::now_ns);
             let mut output = output_for(lane, request, one_way);
             let outcome = {
                 let frame = frame_of(lane, request, one_way);
                 let call = Invocation::new(body, &mut output, &lane.object.budget);
                 context::enter(&frame, || catch_unwind(AssertUnwindSafe(|| handler(call))))
             };
-            if let Some(began_ns) = began_ns {
-                let is_short_now = clock::now_ns() - began_ns <= SHORT_NS;
-                if is_short_now != is_short {
-                    state.short.store(is_short_now, Ordering::Relaxed);
-                }
-            }
+            clock.stop();
             match outcome {
                 Ok(Ok(outcome)) if output.spill().is_none() && !one_way => {
                     lane.count_good_request();
@@ -226,7 +216,34 @@ fn run(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, index: usi
                 output_for(lane, request, one_way),
                 lane.object.budget,
             );
-            run_async(worker, lane, request, one_way, || handler(call));
+            run_async(worker, lane, request, (one_way, clock), || handler(call));
+        }
+    }
+}
+
+/// Tells short methods from others, by timing the first run of each and then some.
+struct Stopwatch<'a> {
+    state: &'a MethodState,
+    began_ns: Option<u64>,
+}
+
+impl<'a> Stopwatch<'a> {
+    /// Before a method not known to be short the worker hands over what it would hide.
+    #[inline(always)]
+    fn start(worker: &mut Worker, lane: &'a Arc<OwnerLane>, index: usize) -> Stopwatch<'a> {
+        let state = &lane.object.methods[index];
+        let is_short = state.short.load(Ordering::Relaxed);
+        if !is_short {
+            worker.before_long_method(lane);
+        }
+        let began_ns = (!is_short || worker.is_nth_run(TIMED_RUNS)).then(clock::now_ns);
+        Stopwatch { state, began_ns }
+    }
+
+    #[inline(always)]
+    fn stop(self) {
+        if let Some(began_ns) = self.began_ns {
+            self.state.short.store(clock::now_ns() - began_ns <= SHORT_NS, Ordering::Relaxed);
         }
     }
 }
@@ -237,7 +254,7 @@ fn run_async(
     worker: &mut Worker,
     lane: &Arc<OwnerLane>,
     request: &Request,
-    one_way: bool,
+    (one_way, clock): (bool, Stopwatch<'_>),
     start: impl FnOnce() -> PooledFuture,
 ) {
     let frame = frame_of(lane, request, one_way);
@@ -253,6 +270,7 @@ fn run_async(
             }
         }))
     });
+    clock.stop();
     match first {
         Ok(Ok(Completed { output, outcome: Ok(outcome) })) if output.spill().is_none() && !one_way => {
             lane.count_good_request();
@@ -418,10 +436,14 @@ fn answer_len(lane: &OwnerLane, slot: usize, wanted: u32, status: Status, flags:
 }
 
 fn publish_spilled(lane: &OwnerLane, slot: usize, wanted: u32, status: Status, bytes: &[u8]) {
+    if u32::try_from(bytes.len()).is_err() {
+        let (limit, size) = (u64::from(u32::MAX), bytes.len() as u64);
+        return publish_refused(lane, slot, wanted, &Refused::TooLargeResponse { limit, size });
+    }
     let packed = lane.parcels.pack(bytes).or_else(|error| {
-        // Memory may lie in answers that callers have copied out and nobody has collected.
-        if error == PackError::NoMemory {
-            lane.object.sweep_spilled();
+        // Memory may lie in answers, of any object, that callers have copied out and nobody has collected.
+        if let (PackError::NoMemory, Some(bus)) = (error, lane.object.bus.upgrade()) {
+            bus.sweep_spilled();
         }
         lane.parcels.pack(bytes)
     });

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering, fence};
 
 use parking_lot::Mutex;
 use rustix::event::epoll::EventFlags;
@@ -51,6 +51,8 @@ pub(crate) struct OwnerLane {
     bad_requests: AtomicU32,
     /// Per slot the chunk of its last spilled answer, until the caller has copied it.
     spilled: Mutex<HashMap<usize, (u32, Chunk)>>,
+    /// Whether there ever was one.
+    has_spilled: AtomicBool,
     socket_token: Mutex<Option<Token>>,
 }
 
@@ -82,6 +84,7 @@ impl OwnerLane {
             woken_arm: AtomicU32::new(AWAKE),
             bad_requests: AtomicU32::new(0),
             spilled: Mutex::default(),
+            has_spilled: AtomicBool::new(false),
             socket_token: Mutex::new(None),
         }
     }
@@ -180,6 +183,7 @@ impl OwnerLane {
 
     /// Keeps the chunk of a spilled answer until the caller has copied it out.
     pub fn keep_spilled(&self, slot: usize, wanted: u32, chunk: Chunk) {
+        self.has_spilled.store(true, Ordering::Relaxed);
         let mut spilled = self.spilled.lock();
         spilled.retain(|slot, (wanted, _)| self.ring.released(*slot) != *wanted);
         spilled.insert(slot, (wanted, chunk));
@@ -187,6 +191,9 @@ impl OwnerLane {
 
     /// Frees the chunks that the caller is done with.
     pub fn sweep_spilled(&self) {
+        if !self.has_spilled.load(Ordering::Relaxed) {
+            return;
+        }
         self.spilled.lock().retain(|slot, (wanted, _)| self.ring.released(*slot) != *wanted);
     }
 

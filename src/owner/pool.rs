@@ -97,8 +97,8 @@ impl Pool {
             workers: AtomicU32::new(0),
             // Methods may block, so there are more than processors; idle ones cost a stack.
             workers_max: (4 * cpus as u32).max(32),
-            // A lingering worker takes a processor from somebody, so half of them at most linger, and none of one.
-            polling_max: cpus / 2,
+            // A lingering worker takes a processor from somebody, so half of them at most linger.
+            polling_max: if cpu::can_spin() { (cpus / 2).max(1) } else { 0 },
         })
     }
 
@@ -170,13 +170,6 @@ impl Pool {
             self.kick.ring();
         } else if self.polling.load(Ordering::Relaxed) == 0 {
             self.ensure_standby();
-        }
-    }
-
-    /// Wakes the next for what else is queued: two rings may have woken one worker, whose work may take long.
-    fn wake_next(&self) {
-        if self.has_work() && self.sleeping.load(Ordering::SeqCst) > 0 {
-            self.kick.ring();
         }
     }
 
@@ -324,6 +317,9 @@ impl Worker {
         if served == 0 {
             return Turn::Empty;
         }
+        if lane.empty_rings.load(Ordering::Relaxed) != 0 {
+            lane.empty_rings.store(0, Ordering::Relaxed);
+        }
         polled.looks = 0;
         // It was let go of before a long method; its caller is likely to come back to where it was served.
         if lane.ring.is_unpolled() {
@@ -335,7 +331,6 @@ impl Worker {
     /// A woken worker that finds a second request lets another see to it: the first may take long.
     #[inline(always)]
     fn pass_on(&self, lane: &Arc<OwnerLane>) {
-        lane.empty_rings.store(0, Ordering::Relaxed);
         if lane.ring.has_request() && self.pool.sleeping.load(Ordering::Relaxed) > 0 {
             self.pool.enqueue(Arc::clone(lane));
         }
@@ -406,6 +401,7 @@ impl Worker {
             lane.ring.take_over(self.id);
             return false;
         }
+        lane.sweep_spilled();
         if lane.is_ending() {
             lane.settle();
         }
@@ -418,6 +414,7 @@ impl Worker {
         if lane.object.has_tasks() {
             lane.object.cancel_withdrawn(&lane);
         }
+        lane.sweep_spilled();
         if !self.lanes.iter().any(|polled| Arc::ptr_eq(&polled.lane, &lane)) {
             let polled = Polled { lane, caller_cpu: NO_CPU, looks: 0, idle_since_ns: 0, is_new: true };
             self.lanes.push_front(polled);
@@ -435,6 +432,7 @@ impl Worker {
         if let Some(task) = self.pool.tasks.pop() {
             self.leave_rest_to_others();
             self.hand_over_lanes();
+            self.pool.ensure_standby();
             task.run();
         }
         let hot = if self.is_polling { self.pool.hot.pop() } else { None };

@@ -48,6 +48,11 @@ impl Answer {
         Ok((answer, meta))
     }
 
+    /// Bytes of its body.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
     #[cold]
     fn fetch(&mut self, lane: &Lane, slot: usize) -> Result<(), BusError> {
         lane.ring.response_body(slot, SPILL_LEN, &mut self.words);

@@ -22,6 +22,10 @@ use crate::sys::{clock, cpu};
 /// Time-outs below this are measured from a precise clock; reading it costs a tenth of a hot call, and the coarse clock is
 /// exact to a tick.
 const PRECISE_BELOW: Duration = Duration::from_millis(100);
+/// Milliseconds modulo 2^32 tell earlier from later over half that range, 24 days; the owner is told of no deadline beyond.
+const LONGEST_TOLD: Duration = Duration::from_secs(20 * 24 * 60 * 60);
+/// An answer of at least this many bytes is worth a ring to tell the owner that it can have its memory back.
+const WORTH_RETURNING: usize = 64 << 10;
 /// Looks for a one-way call to be taken, before the owner is rung to make sure: about two round trips.
 const LOOKS_FOR_TAKEN: u32 = 32;
 
@@ -154,7 +158,11 @@ impl Flight {
             key: request.key,
             flags: request.flags,
             cpu: cpu::current(),
-            deadline_ms: deadline_ms(self.deadline_ns, lane.owner_ahead_ms),
+            deadline_ms: if request.timeout > LONGEST_TOLD {
+                0
+            } else {
+                deadline_ms(self.deadline_ns, lane.owner_ahead_ms)
+            },
             len: request.len,
         };
         if request.spill.is_some() {
@@ -209,10 +217,13 @@ impl Flight {
         sent: Sent,
     ) -> Result<Answer, BusError> {
         let read = Answer::read(lane, slot);
-        if let Ok((_, meta)) = &read {
+        if let Ok((answer, meta)) = &read {
             lane.note_answer(meta.cpu, sent.rang);
             if meta.flags & ResponseMeta::SPILLED != 0 {
                 lane.ring.release_spill(slot);
+                if answer.len() >= WORTH_RETURNING && lane.ring.must_ring() {
+                    lane.ring_bell();
+                }
             }
         }
         lane.ring.finish(slot);

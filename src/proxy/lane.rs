@@ -14,7 +14,7 @@ use crate::engine::{Engine, Source, Token};
 use crate::parcels::{News, Parcels};
 use crate::peer::{Mourner, Peer};
 use crate::ring::caller::{CallerRing, Look};
-use crate::ring::layout::{BROKEN, CLOSING, FIRST_ARM, NO_CPU, ON_FUTEX, REPLACED, SLOTS};
+use crate::ring::layout::{BROKEN, CLOSING, COLD, FIRST_ARM, HOT, NO_CPU, ON_FUTEX, REPLACED, SLOTS};
 use crate::sync::spin_hint;
 use crate::sys::eventfd::Doorbell;
 use crate::sys::memfd::Mapping;
@@ -187,7 +187,7 @@ impl Lane {
     #[inline(never)]
     fn ring_after_gap(&self) {
         let last_ns = self.last_slow_ns.load(Ordering::Relaxed);
-        let is_hot = u32::from(last_ns != 0 && clock::now_ns() - last_ns < HOT_GAP_NS);
+        let is_hot = if last_ns != 0 && clock::now_ns() - last_ns < HOT_GAP_NS { HOT } else { COLD };
         if self.is_hot.swap(is_hot, Ordering::Relaxed) != is_hot {
             self.ring.set_hint(is_hot);
         }
@@ -341,7 +341,7 @@ impl Lane {
     /// Whether the call in `slot` is answered within a few looks, if looking can help.
     pub fn is_soon_answered(&self, slot: usize, looks: u32) -> bool {
         let is_answered = || self.ring.look(slot) != Look::Waiting;
-        let elsewhere = self.owner_cpu.load(Ordering::Relaxed) != cpu::current();
+        let elsewhere = self.spins && self.owner_cpu.load(Ordering::Relaxed) != cpu::current();
         is_answered()
             || elsewhere
                 && (0..looks).any(|_| {

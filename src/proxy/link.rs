@@ -189,10 +189,16 @@ impl Link {
 
     /// Registers `waker` for a slot that becomes free, as long as the result lives; then reserve once more.
     pub fn queue_for_slot(&self, waker: &Waker) -> Option<Queued> {
-        let current = self.current.load(Ordering::Acquire).cast_const();
-        let port = self.ports.lock().iter().find(|port| Arc::as_ptr(port) == current).cloned()?;
-        port.queue(waker);
-        Some(Queued { port, waker: waker.clone() })
+        loop {
+            let current = self.current.load(Ordering::SeqCst).cast_const();
+            let port = self.ports.lock().iter().find(|port| Arc::as_ptr(port) == current).cloned()?;
+            port.queue(waker);
+            let queued = Queued { port, waker: waker.clone() };
+            // A port that was retired before we were in its queue wakes nobody any more.
+            if std::ptr::eq(self.current.load(Ordering::SeqCst), current) {
+                return Some(queued);
+            }
+        }
     }
 
     /// The ports behind which `lane` is. Without the lock, which no waker may run under.
@@ -211,15 +217,23 @@ impl Link {
 
     /// The lane has ended: no new call goes there, and its memory goes with the last call on it.
     pub fn retire(&self, lane: &Lane) {
-        for port in self.ports_of(lane) {
-            let this = Arc::as_ptr(&port).cast_mut();
-            let null = std::ptr::null_mut();
-            let _ = self.current.compare_exchange(this, null, Ordering::AcqRel, Ordering::Relaxed);
-            port.retire();
+        let retired: Vec<_> = {
+            // Under the lock that a new lane is installed under: it is this lane's port that is retired, not its next one's.
+            let ports = self.ports.lock();
+            let of_lane = ports.iter().filter(|port| port.is_of(lane)).cloned();
+            of_lane.inspect(|port| self.retire_port(port)).collect()
+        };
+        for port in retired {
             port.reap();
             port.wake_all_waiting();
             self.vacate(&port);
         }
+    }
+
+    fn retire_port(&self, port: &Arc<Port>) {
+        let (this, null) = (Arc::as_ptr(port).cast_mut(), std::ptr::null_mut());
+        let _ = self.current.compare_exchange(this, null, Ordering::SeqCst, Ordering::Relaxed);
+        port.retire();
     }
 
     #[cold]

@@ -11,7 +11,7 @@ use std::task::Waker;
 
 use parking_lot::Mutex;
 
-use super::lane::{Fate, Lane};
+use super::lane::Lane;
 use crate::ring::caller::Look;
 use crate::ring::layout::ResponseMeta;
 use crate::ring::slots::SlotSet;

@@ -76,6 +76,19 @@ mod rseq {
     }
 }
 
+/// Whether a thread of this process can look for what a process on another processor does without keeping that one from
+/// doing it: there are two processors, and no quota that both would be charged to allows less than two.
+///
+/// The affinity mask does not matter: a process pinned to one processor may well look for one pinned to another. Whether the
+/// two do share one is seen at each wait.
+pub(crate) fn can_spin() -> bool {
+    // SAFETY: sysconf takes a number and touches no memory of ours.
+    let online = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+    let in_mask = rustix::thread::sched_getaffinity(None).map_or(1, |mask| mask.count() as usize);
+    let has_quota = usable() < in_mask;
+    online > 1 && !(has_quota && usable() < 2)
+}
+
 /// How many processors this process may use at once, at least 1: by its affinity mask and its cgroup's quota.
 pub(crate) fn usable() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)

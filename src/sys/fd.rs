@@ -24,6 +24,7 @@ pub(crate) struct Fd {
 }
 
 impl Fd {
+    #[cfg(test)]
     /// The descriptor's number. In a forked child it belongs to nobody or to a stranger.
     pub(crate) fn as_raw_fd(&self) -> RawFd {
         self.raw

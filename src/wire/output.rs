@@ -101,6 +101,7 @@ impl Output {
         if self.spilled { self.spill.len() } else { self.inline }
     }
 
+    #[cfg(test)]
     /// Whether nothing is written yet.
     #[inline]
     pub fn is_empty(&self) -> bool {
