@@ -3,17 +3,19 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use objbus::Untyped;
+use objbus::Bus;
 
 use crate::caller::*;
 use crate::raw::*;
 use crate::support::*;
-use crate::victim::{Victim, victim};
+use crate::victim::{Victim, connected, victim};
 
 /// Calls until told to stop; says how many calls it made and how many failed. Arguments: the directory, and, where the first
 /// failure is to be told instead, anything.
 pub fn run_honest(arguments: &[String]) {
-    let victim: Untyped = bus_at(&arguments[0]).proxy("victim").wait().expect("it is published");
+    let bus =
+        Bus::builder().directory(&arguments[0]).timeout(PATIENCE).open().expect("the directory is ours");
+    let victim = connected(&bus).expect("it is published");
     say("ready");
     static STOP: AtomicBool = AtomicBool::new(false);
     std::thread::spawn(|| {
