@@ -377,7 +377,12 @@ fn describe(worker: &mut Worker, lane: &OwnerLane, request: &Request) {
 #[inline(never)]
 fn finish(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, response: Response) {
     let one_way = request.meta.has(RequestMeta::ONE_WAY);
-    let bad = matches!(response.body, Err(Refused::BadRequest(_)));
+    // Counted before the answer: the caller's next request may be served by another worker at once.
+    let is_bad = matches!(response.body, Err(Refused::BadRequest(_)));
+    let too_many = is_bad && lane.count_bad_request();
+    if !is_bad {
+        lane.count_good_request();
+    }
     if one_way {
         drop(response);
         lane.object.end_background();
@@ -385,10 +390,8 @@ fn finish(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, respons
         publish(lane, request.slot(), request.wanted, response);
         worker.note_answer(request.slot());
     }
-    if bad && lane.count_bad_request() {
+    if too_many {
         lane.violate();
-    } else if !bad {
-        lane.count_good_request();
     }
     give_back(&lane.object);
 }

@@ -24,8 +24,11 @@ pub fn listen(place: &Place, name: &str) -> OwnedFd {
     listener
 }
 
-/// The next caller, with what it says first.
-pub fn accept_and_hear(listener: &OwnedFd) -> (OwnedFd, Option<(Vec<u8>, Vec<OwnedFd>)>) {
+/// A message and its descriptors.
+type Heard = (Vec<u8>, Vec<OwnedFd>);
+
+/// The next caller, with what it says first; `None` if it goes without a word.
+pub fn accept_and_hear(listener: &OwnedFd) -> (OwnedFd, Option<Heard>) {
     let mut accepted = None;
     wait_until("somebody connects", || {
         match rustix::net::accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {

@@ -177,7 +177,7 @@ fn fault_29_the_owner_acts_on_one_snapshot_of_a_cell() {
     let mut caller = Caller::connect(&victim.path());
     let stop = Arc::new(AtomicBool::new(false));
     let mut seen = [0_u32; 2];
-    for round in 0..3_000_u32 {
+    for round in 0..400_u32 {
         let honest =
             caller.request("examine", 0, &text(b"all of this is text, and it is long enough for a line"));
         let at = caller.cell(caller.position) + 24;
