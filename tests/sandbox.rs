@@ -65,7 +65,7 @@ fn within_a_cell(directory: &str) {
     let math: Untyped = bus.proxy("math").wait().unwrap();
     // What is set up once per thread and process is set up before.
     assert_eq!(math.call::<_, f64>("pow", &(2.0, 3.0)).wait(), Ok(8.0));
-    let late = math.call::<_, ()>("nap", &(50_u64,)).timeout(Duration::from_millis(1)).wait();
+    let late = math.call::<_, ()>("nap", &(1_000_u64,)).timeout(Duration::from_millis(1)).wait();
     assert!(late.is_err());
     assert_eq!(math.call::<_, ()>("nap", &(100_u64,)).wait(), Ok(()));
     give_up_system_calls(libc::SECCOMP_RET_KILL_PROCESS);
@@ -76,7 +76,7 @@ fn within_a_cell(directory: &str) {
     // Asleep until the answer, and asleep until the deadline.
     for _ in 0..3 {
         assert_eq!(math.call::<_, ()>("nap", &(10_u64,)).wait(), Ok(()));
-        let late = math.call::<_, ()>("nap", &(50_u64,)).timeout(Duration::from_millis(10)).wait();
+        let late = math.call::<_, ()>("nap", &(1_000_u64,)).timeout(Duration::from_millis(10)).wait();
         assert!(matches!(late, Err(CallError::DeadlineExceeded { .. })));
     }
     assert_eq!(math.call::<_, ()>("nap", &(0_u64,)).send(), Ok(()));
