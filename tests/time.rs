@@ -110,7 +110,9 @@ fn stormed_caller(directory: &str) {
             assert!(took + Duration::from_millis(10) >= SPAN, "{kind}: too soon, after {took:?}");
             took
         });
-        assert!(took < SPAN + Duration::from_millis(10), "{kind}: {SPAN:?} took {took:?}");
+        say(format!("{kind}: {SPAN:?} took {took:?}"));
+        // 10 ms on a machine that has time; a loaded one may take its processor away whenever a wait ends.
+        assert!(took < SPAN + Duration::from_millis(60), "{kind}: {SPAN:?} took {took:?}");
     };
     let late = Err(CallError::DeadlineExceeded { executed: objbus::Executed::Unknown });
     let nap = || math.call::<_, ()>("nap", &(1_000_u64,)).timeout(SPAN);
@@ -132,6 +134,9 @@ fn row_32_deadlines_are_kept_through_a_storm_of_signals() {
     let owner = start("owner", &[place.text()]);
     owner.expect("ready");
     let caller = start("stormed caller", &[place.text()]);
+    for _ in 0..3 {
+        println!("{}", caller.hear());
+    }
     let said = caller.hear();
     println!("the caller {said}");
     assert!(said.starts_with("kept every deadline"), "{said}");
