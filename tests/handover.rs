@@ -211,7 +211,7 @@ fn a_successor_that_dies_before_it_takes_the_name_changes_nothing() {
         let mut successor = start("half successor", &[place.text()]);
         successor.expect("granted");
         successor.kill();
-        wait_until("the successor's connection ends", || is_within(held_by(owner.pid()), before));
+        wait_for_release(owner.pid(), before);
         owner.tell("are you replaced?");
         owner.expect("false");
         assert_eq!(math.call::<_, u32>("pid", &()).wait(), Ok(owner.pid()));

@@ -108,7 +108,7 @@ fn row_16_ten_thousand_short_lived_callers_leave_nothing_behind() {
     let processes: Vec<_> = (0..50).map(|_| start("one call", &[place.text()])).collect();
     processes.into_iter().for_each(|process| assert!(process.finish().success()));
     wait_for_none(&mut owner);
-    wait_until("nothing of them is left", || is_within(held_by(owner.pid()), before));
+    wait_for_release(owner.pid(), before);
     assert_eq!(place.files(), ["math"]);
 }
 
@@ -189,7 +189,7 @@ fn starved_caller(directory: &str) {
             Err(ConnectError::NoFds) => {}
             Err(error) => panic!("with {spare} descriptors left: {error:?}"),
         }
-        wait_until("the failure holds nothing", || is_within(held_by(std::process::id()), before));
+        wait_for_release(std::process::id(), before);
         spare += 1;
     };
     set_fd_limit(limit);

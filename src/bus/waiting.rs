@@ -14,7 +14,7 @@ use rustix::event::epoll::EventFlags;
 use super::{BusInner, Place};
 use crate::engine::{Engine, Source, Token};
 use crate::names::{Change, Name, NameWatch};
-use crate::sys::clock;
+use crate::sys::{clock, signals};
 
 /// The first pause between two looks where nobody tells, and the longest.
 const PAUSES_NS: (u64, u64) = (1_000_000, 64_000_000);
@@ -87,6 +87,8 @@ impl Waiting {
         }
         if let Some(watch) = self.watch.lock().take() {
             watch.engine.remove(watch.token, &watch.source.watch.fd());
+            // The kernel takes tens of milliseconds to close one: who has just found its name is not to wait for that.
+            let _ = signals::spawn("objbus-unwatch", move || drop(watch));
         }
     }
 }

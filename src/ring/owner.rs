@@ -137,8 +137,17 @@ impl OwnerRing {
     }
 
     /// Whether a call is taken and not answered. Exact for who has stopped the taking of new ones.
+    ///
+    /// A slot is free a moment before its caller can see the answer (see [`answer`](Self::answer)): until then it is busy
+    /// here, or the lane would end under an answer that is being given.
     pub fn is_busy(&self) -> bool {
-        self.busy.iter().any(|busy| busy.load(Ordering::Acquire) != 0)
+        let is_busy = |slot: usize| {
+            // Acquire: who sees the slot free sees the number of the answer that freed it.
+            self.busy[slot].load(Ordering::Acquire) != 0
+                || self.response().slots[slot].count.load(Ordering::Relaxed)
+                    != self.answers[slot].load(Ordering::Relaxed)
+        };
+        (0..SLOTS).any(is_busy)
     }
 
     /// How many calls are taken and not answered.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use objbus::MethodTable;
 
-use super::{Held, PATIENCE, wait_until};
+use super::{Held, PATIENCE, held_by, wait_until};
 
 /// The object that most tests publish.
 pub fn table() -> MethodTable {
@@ -112,6 +112,19 @@ pub fn cpu_time(pid: u32) -> Duration {
 /// Whether a process holds no more than before. It may have held something in passing when `before` was looked up.
 pub fn is_within(now: Held, before: Held) -> bool {
     now.fds <= before.fds && now.mappings <= before.mappings
+}
+
+/// Waits until process `pid` holds no more than before; says what it holds if it does not come to that.
+pub fn wait_for_release(pid: u32, before: Held) {
+    let began = Instant::now();
+    while !is_within(held_by(pid), before) {
+        if began.elapsed() > PATIENCE {
+            let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+            let fds: Vec<_> = fds.filter_map(|fd| std::fs::read_link(fd.path()).ok()).collect();
+            panic!("process {pid} holds {:?}, more than {before:?}: {fds:?}", held_by(pid));
+        }
+        std::thread::yield_now();
+    }
 }
 
 /// The lines of /proc/<pid>/task/*/status that begin with `key`, with the thread's name.
