@@ -407,7 +407,7 @@ impl Flight {
                     Ok(()) => continue,
                     Err(ended) => ended,
                 },
-                Ok(false) if clock::coarse_ns() >= self.deadline_ns => Ended::TimedOut,
+                Ok(false) if self.is_late() => Ended::TimedOut,
                 Ok(false) => {
                     if lane.glance(slot, sent) {
                         continue;
@@ -456,7 +456,7 @@ impl Flight {
                     let lane = unsafe { port.lane() };
                     return Some(self.publish(link, request, port, slot, lane).map(drop));
                 }
-                Err(_) if clock::coarse_ns() >= self.deadline_ns => {
+                Err(_) if self.is_late() => {
                     return Some(Err(CallError::DeadlineExceeded { executed: Executed::No }));
                 }
                 Err(NoSlot::NoLane) => {
@@ -498,6 +498,13 @@ impl Flight {
                 }
             }
         }
+    }
+
+    /// Whether the deadline has passed. The coarse clock may lie behind by more than a tick where the host delays the
+    /// tick; the alarm rings once, so that it has rung must do.
+    fn is_late(&self) -> bool {
+        clock::coarse_ns() >= self.deadline_ns
+            || self.alarm.is_some_and(|(at_ns, _)| clock::now_ns() >= at_ns)
     }
 
     /// Has the task polled at the deadline.
