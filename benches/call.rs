@@ -6,6 +6,7 @@
 
 mod support;
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use objbus::{Bus, Proxy};
@@ -176,7 +177,7 @@ fn parked_rows(suite: &mut Suite, placement: Placement, floors: &Floors, math: &
 
 /// What many idle callers cost: nothing while they rest, little memory, and no time of who calls.
 fn idle_rows(suite: &mut Suite, placement: Placement, owner: &Owner, math: &MathProxy) {
-    if !suite.is_measuring() {
+    if !suite.is_measuring("idle") {
         return;
     }
     let pids = [std::process::id(), owner.peer.pid()];

@@ -72,9 +72,9 @@ impl Suite {
         }
     }
 
-    /// Whether figures are wanted, not only a run to see that all works.
-    pub fn is_measuring(&self) -> bool {
-        self.report.is_some()
+    /// Whether figures of `name` are wanted, not only a run to see that all works.
+    pub fn is_measuring(&self, name: &str) -> bool {
+        self.report.is_some() && self.filter.as_ref().is_none_or(|word| name.contains(word.as_str()))
     }
 
     /// A line for the reader beside the table.
