@@ -41,6 +41,8 @@ pub(crate) struct OwnerLane {
     pub doorbell: Doorbell,
     /// Per method, whether this caller may not call it; `None`: it may call all.
     pub denied: Option<Box<[bool]>>,
+    /// The last answer had to wake its caller, who needs a while to come back.
+    pub woke_caller: AtomicBool,
     /// Rings in a row without a request.
     pub empty_rings: AtomicU32,
     /// Names the lane in the pool's epoll set.
@@ -78,6 +80,7 @@ impl OwnerLane {
             parcels: parts.parcels,
             doorbell: parts.doorbell,
             denied: parts.denied,
+            woke_caller: AtomicBool::new(false),
             empty_rings: AtomicU32::new(0),
             bell_token: parts.bell_token,
             state: AtomicU8::new(LIVE),
@@ -141,7 +144,10 @@ impl OwnerLane {
     fn wake_sleeper(&self, slot: usize) {
         match self.ring.sleeper(slot) {
             AWAKE => {}
-            ON_FUTEX => self.ring.wake(slot),
+            ON_FUTEX => {
+                self.woke_caller.store(true, Ordering::Relaxed);
+                self.ring.wake(slot);
+            }
             // One word for all tasks that armed themselves with this number.
             arm => {
                 if self.woken_arm.swap(arm, Ordering::AcqRel) != arm {

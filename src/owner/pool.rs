@@ -36,6 +36,9 @@ use crate::sys::{clock, cpu, signals};
 
 /// How long a worker looks at a lane after its last request; between 30 and 100 us made no difference.
 const LINGER_NS: u64 = 50_000;
+/// The same where the caller had to be woken for its last answer: waking alone may take longer than a linger here, and two
+/// sides that are each asleep whenever the other comes would never find together.
+const LINGER_AFTER_WAKE_NS: u64 = 200_000;
 /// Looks before the first reading of the clock: a hot caller is back before.
 const LOOKS_WITHOUT_CLOCK: u32 = 32;
 /// Looks between two readings.
@@ -250,34 +253,47 @@ impl Worker {
 
     fn run(mut self) {
         loop {
-            for _ in 0..self.lanes.len() {
-                let Some(mut polled) = self.lanes.pop_front() else { break };
-                let keep = match self.turn(&mut polled) {
-                    Turn::Served => true,
-                    Turn::Empty => match self.lingers_on(&mut polled) {
-                        Linger::Yes => true,
-                        Linger::No => !self.let_go(&polled),
-                        Linger::Elsewhere => {
-                            self.hand_to_polling(&polled);
-                            false
-                        }
-                    },
-                    Turn::Lost => !self.let_go(&polled),
-                };
-                if keep {
-                    self.lanes.push_back(polled);
-                }
+            if let Some(mut polled) = self.lanes.pop_front()
+                && self.attend(&mut polled)
+            {
+                self.lanes.push_back(polled);
             }
-            if self.pool.has_work() || self.is_polling && !self.pool.hot.is_empty() {
+            if self.is_wanted() {
                 self.work();
             } else if self.lanes.is_empty() {
                 self.stop_lingering();
                 self.sleep();
-            } else {
-                spin_hint();
-                self.look_at_bells();
             }
         }
+    }
+
+    /// Serves a lane, and goes on looking at it as long as that is worth it and nothing else is to be done; whether to
+    /// come back to it.
+    fn attend(&mut self, polled: &mut Polled) -> bool {
+        loop {
+            match self.turn(polled) {
+                Turn::Served => {}
+                Turn::Empty => match self.lingers_on(polled) {
+                    Linger::Yes => spin_hint(),
+                    Linger::No => return !self.let_go(polled),
+                    Linger::Elsewhere => {
+                        self.hand_to_polling(polled);
+                        return false;
+                    }
+                },
+                Turn::Lost => return !self.let_go(polled),
+            }
+            self.look_at_bells();
+            if !self.lanes.is_empty() || self.is_wanted() {
+                return true;
+            }
+        }
+    }
+
+    /// Whether something waits for any worker, or for one that lingers.
+    #[inline(always)]
+    fn is_wanted(&self) -> bool {
+        self.pool.has_work() || self.is_polling && !self.pool.hot.is_empty()
     }
 
     /// Serves what is in the lane, up to a turn's worth.
@@ -293,6 +309,9 @@ impl Worker {
         let mut request = Request::blank();
         let mut served = 0;
         self.came_late = polled.is_new;
+        if lane.woke_caller.load(Ordering::Relaxed) {
+            lane.woke_caller.store(false, Ordering::Relaxed);
+        }
         while served < TURN {
             let Some(mut taker) = lane.ring.try_lock() else { break };
             let take = if lane.is_open() { taker.take(&mut request) } else { Take::Empty };
@@ -354,7 +373,9 @@ impl Worker {
         if polled.looks == LOOKS_WITHOUT_CLOCK {
             polled.idle_since_ns = now_ns;
         }
-        let is_over = now_ns - polled.idle_since_ns >= LINGER_NS || polled.lane.is_ending();
+        let woke_caller = polled.lane.woke_caller.load(Ordering::Relaxed);
+        let linger_ns = if woke_caller { LINGER_AFTER_WAKE_NS } else { LINGER_NS };
+        let is_over = now_ns - polled.idle_since_ns >= linger_ns || polled.lane.is_ending();
         if is_over { Linger::No } else { Linger::Yes }
     }
 

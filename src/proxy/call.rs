@@ -94,30 +94,36 @@ impl RawCall {
         style: Style,
         arguments: &A,
     ) -> RawCall {
-        let mut request = Prepared {
-            key,
-            method,
-            body: RequestBuffer::new(),
-            len: 0,
-            flags: 0,
-            spill: None,
-            timeout: style.timeout,
-            absent: style.absent,
-            immediate: false,
+        // Built where it stays, and only then written to: moving it would copy the whole buffer.
+        let mut call = RawCall {
+            link: Arc::clone(link),
+            request: Prepared {
+                key,
+                method,
+                body: RequestBuffer::new(),
+                len: 0,
+                flags: 0,
+                spill: None,
+                timeout: style.timeout,
+                absent: style.absent,
+                immediate: false,
+            },
+            flight: Flight::unsent(),
+            failure: None,
         };
-        let failure = match encode_request(arguments, request.body.bytes(), link.bus.body_limit()) {
+        let request = &mut call.request;
+        match encode_request(arguments, request.body.bytes(), link.bus.body_limit()) {
             Ok(Encoded::Inline(len)) => {
                 request.body.close(len);
                 request.len = len as u32;
-                None
             }
-            Ok(Encoded::Spilled(bytes)) => request.set_spilled(bytes),
-            Err(error) => Some(unencodable(error)),
-        };
-        if let Some(inherited) = context::inherited() {
-            request.inherit(&inherited);
+            Ok(Encoded::Spilled(bytes)) => call.failure = request.set_spilled(bytes),
+            Err(error) => call.failure = Some(unencodable(error)),
         }
-        RawCall { link: Arc::clone(link), request, flight: Flight::unsent(), failure }
+        if let Some(inherited) = context::inherited() {
+            call.request.inherit(&inherited);
+        }
+        call
     }
 
     /// Sends the call and waits for the answer on this thread.
@@ -218,7 +224,7 @@ impl<T: DeserializeOwned + 'static, E: OwnError> Call<T, E> {
     /// # Errors
     ///
     /// The method's own error, or the bus's with its [`Executed`].
-    #[inline]
+    #[inline(always)]
     pub fn wait(mut self) -> Result<T, CallError<E>> {
         let answer = self.raw.wait().map_err(BusError::widen)?;
         answer.decode(&self.raw.link, self.raw.request.key, self.raw.request.method)

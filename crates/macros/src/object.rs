@@ -141,6 +141,7 @@ fn function(method: &Method) -> TokenStream {
     let call = method.call(&quote!(Self::OBJBUS_METHODS));
     quote! {
         #(#attrs)*
+        #[inline]
         pub fn #name(&self #(, #names: #types)*) -> ::objbus::Call<#value, #error> {
             #call
         }
