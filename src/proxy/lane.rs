@@ -14,7 +14,7 @@ use crate::engine::{Engine, Source, Token};
 use crate::parcels::{News, Parcels};
 use crate::peer::{Mourner, Peer};
 use crate::ring::caller::{CallerRing, Look};
-use crate::ring::layout::{BROKEN, CLOSING, COLD, FIRST_ARM, HOT, NO_CPU, ON_FUTEX, REPLACED, SLOTS};
+use crate::ring::layout::{BROKEN, CLOSING, COLD, FIRST_ARM, HOT, NO_CPU, ON_FUTEX, OPEN, REPLACED, SLOTS};
 use crate::sync::spin_hint;
 use crate::sys::eventfd::Doorbell;
 use crate::sys::memfd::Mapping;
@@ -170,6 +170,12 @@ impl Lane {
     #[inline(always)]
     pub fn fate(&self) -> Fate {
         Fate::from_word(self.fate.load(Ordering::Acquire))
+    }
+
+    /// Whether a new call may go here: the owner is there, as far as we know, and has not said that it closes.
+    #[inline(always)]
+    pub fn takes_calls(&self) -> bool {
+        self.fate() == Fate::Open && self.ring.closing() == OPEN
     }
 
     /// Rings if the owner does not poll the lane.

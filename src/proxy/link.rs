@@ -144,7 +144,7 @@ impl Link {
         let port = self.port().ok_or(NoSlot::NoLane)?;
         let Some(slot) = port.reserve() else { return self.reserve_again(port) };
         // SAFETY: the slot is held.
-        if unsafe { port.lane() }.fate() == Fate::Open {
+        if unsafe { port.lane() }.takes_calls() {
             return Ok((port, slot));
         }
         self.give_back(port, slot);
@@ -160,7 +160,7 @@ impl Link {
         let Some(present) = self.port() else { return Err(NoSlot::NoLane) };
         let Some(slot) = present.reserve() else { return Err(NoSlot::Full) };
         // SAFETY: the slot is held.
-        if unsafe { present.lane() }.fate() == Fate::Open {
+        if unsafe { present.lane() }.takes_calls() {
             return Ok((present, slot));
         }
         self.give_back(present, slot);

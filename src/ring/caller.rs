@@ -130,6 +130,7 @@ impl CallerRing {
     }
 
     /// Whether the owner takes no new calls: [`OPEN`], [`CLOSING`] or [`REPLACED`].
+    #[inline(always)]
     pub fn closing(&self) -> u32 {
         self.response().closing.load(Ordering::Acquire)
     }
