@@ -78,8 +78,9 @@ struct Owner {
 
 impl Owner {
     fn start(placement: Placement) -> Owner {
-        let directory =
-            std::env::temp_dir().join(format!("objbus-bench-{}-{placement:?}", std::process::id()));
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let directory = std::env::temp_dir().join(format!("objbus-bench-{}-{count}", std::process::id()));
         let directory = directory.to_str().expect("a text path").to_owned();
         let peer = Peer::start(placement, OWNER, std::slice::from_ref(&directory), &[]);
         Owner { peer, directory }

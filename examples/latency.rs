@@ -39,7 +39,7 @@ fn measure() -> Result<()> {
     let echo: Untyped = Bus::open()?.proxy("latency").wait_for(Duration::from_secs(5))?;
     let mut rounds = [(0.0, 0.0, 0.0); ROUNDS];
     for round in &mut rounds {
-        let call = time(|| Ok(assert_eq!(echo.call::<_, u64>("echo", &(7_u64,)).wait()?, 7)))?;
+        let call = time(|| Ok(echo.call::<_, u64>("echo", &(7_u64,)).wait().map(drop)?))?;
         let mut exchange =
             |number: &mut [u8; 8]| socket.write_all(number).and_then(|()| socket.read_exact(number));
         let message = time(|| Ok(exchange(&mut [7; 8])?))?;

@@ -62,7 +62,7 @@ fn stranger(directory: &str) {
 fn bus_in(directory: &str) -> Result<(), String> {
     match Bus::builder().directory(directory).open() {
         Err(OpenError::RuntimeDirUnsafe { .. }) => Err("unsafe".to_owned()),
-        other => Ok(drop(other)),
+        _ => Ok(()),
     }
 }
 

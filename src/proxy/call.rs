@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 
 use super::Absent;
 use super::answer::Answer;
-use super::flight::{Flight, Step};
+use super::flight::Flight;
 use super::link::Link;
 use crate::error::{BusError, CallError, Executed};
 use crate::owner::context;
@@ -156,10 +156,7 @@ impl RawCall {
         if let Some(failure) = self.failure.take() {
             return Poll::Ready(Err(*failure));
         }
-        match self.flight.poll(&self.link, &self.request, cx) {
-            Step::Done(result) => Poll::Ready(result),
-            Step::Pending => Poll::Pending,
-        }
+        self.flight.poll(&self.link, &self.request, cx)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::Absent;
@@ -58,12 +58,6 @@ enum State {
 unsafe impl Send for Flight {}
 // SAFETY: nothing is done through a shared reference.
 unsafe impl Sync for Flight {}
-
-/// What a poll gives.
-pub(crate) enum Step {
-    Done(Result<Answer, BusError>),
-    Pending,
-}
 
 /// What to do after a call's end without an answer.
 enum Verdict {
@@ -380,17 +374,22 @@ impl Flight {
     }
 
     /// One step of the call as a future.
-    pub fn poll(&mut self, link: &Arc<Link>, request: &Prepared, cx: &mut Context<'_>) -> Step {
+    pub fn poll(
+        &mut self,
+        link: &Arc<Link>,
+        request: &Prepared,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Answer, BusError>> {
         self.start_clock(request.timeout);
         loop {
             if link.is_foreign() {
-                return Step::Done(Err(self.forget()));
+                return Poll::Ready(Err(self.forget()));
             }
             let State::Out { port, slot, sent } = self.state else {
                 match self.poll_send(link, request, cx) {
                     Some(Ok(())) => continue,
                     Some(Err(error)) => return self.done(link, Err(error)),
-                    None => return Step::Pending,
+                    None => return Poll::Pending,
                 }
             };
             // SAFETY: ports live as long as their link, which the call holds.
@@ -417,7 +416,7 @@ impl Flight {
                         continue;
                     }
                     self.set_alarm(link, cx.waker());
-                    return Step::Pending;
+                    return Poll::Pending;
                 }
                 Err(ended) => ended,
             };
@@ -435,9 +434,9 @@ impl Flight {
         }
     }
 
-    fn done(&mut self, link: &Arc<Link>, result: Result<Answer, BusError>) -> Step {
+    fn done(&mut self, link: &Arc<Link>, result: Result<Answer, BusError>) -> Poll<Result<Answer, BusError>> {
         self.stop_waiting(link);
-        Step::Done(result)
+        Poll::Ready(result)
     }
 
     /// Sends, as far as that goes without waiting; `None`: the task will be woken.
