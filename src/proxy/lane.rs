@@ -30,6 +30,8 @@ const LOOKS_PER_CLOCK: u32 = 8;
 const LOOKS_OF_A_TASK: u32 = 16;
 /// A call that comes no later after the last slow answer than this is expected to be followed by others.
 const HOT_GAP_NS: u64 = 20_000;
+/// How long a caller sleeps before it rings an owner that polls, and runs on the caller's own processor.
+const TRUST_NS: u64 = 1_000_000;
 /// How long the socket's end may come before the news of its process's death.
 const DYING_NS: u64 = 50_000_000;
 /// How often sleepers are told of an end until the last of them has heard.
@@ -274,11 +276,20 @@ impl Lane {
     }
 
     fn park_armed(&self, slot: usize, sent: Sent, deadline_ns: u64) -> Result<(), Ended> {
-        if !sent.rang && !self.look(slot)? && !self.ring.begun(slot) {
-            // The owner said that it looks here, but it may be in a slow method by now: another of its threads will.
-            self.doorbell.ring();
-        }
+        // The owner said that it looks here, but it may be in a slow method by now: a ring brings another of its threads. One
+        // that is to run on this very processor gets the chance to look first, which is when this thread sleeps.
+        let mut ring_at_ns = match self.may_be_hidden(slot, sent)? {
+            true if self.owner_cpu.load(Ordering::Relaxed) == cpu::current() => clock::now_ns() + TRUST_NS,
+            true => 0,
+            false => u64::MAX,
+        };
         loop {
+            if ring_at_ns != u64::MAX && clock::now_ns() >= ring_at_ns {
+                ring_at_ns = u64::MAX;
+                if self.may_be_hidden(slot, sent)? {
+                    self.doorbell.ring();
+                }
+            }
             if self.look(slot)? {
                 return Ok(());
             }
@@ -286,7 +297,7 @@ impl Lane {
             self.sleepers.fetch_add(1, Ordering::SeqCst);
             let fate = Fate::from_word(self.fate.load(Ordering::SeqCst));
             if !fate.is_final() {
-                self.ring.sleep(slot, Some(deadline_ns));
+                self.ring.sleep(slot, Some(deadline_ns.min(ring_at_ns)));
             }
             self.sleepers.fetch_sub(1, Ordering::SeqCst);
             if fate.is_final() {
@@ -296,6 +307,11 @@ impl Lane {
                 return Err(Ended::TimedOut);
             }
         }
+    }
+
+    /// Whether the owner may not know of the call in `slot`: it was not rung for it and has not begun it.
+    fn may_be_hidden(&self, slot: usize, sent: Sent) -> Result<bool, Ended> {
+        Ok(!sent.rang && !self.look(slot)? && !self.ring.begun(slot))
     }
 
     /// Whether the slot is answered.

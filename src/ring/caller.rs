@@ -233,7 +233,7 @@ impl CallerRing {
 
     /// Whether the next call is expected at once ([`HOT`]) or not ([`COLD`]).
     pub fn set_hint(&self, hint: u32) {
-        self.request().hint.store(hint, Ordering::Relaxed);
+        self.request().control[0].hint.store(hint, Ordering::Relaxed);
     }
 }
 

@@ -44,13 +44,14 @@ pub(crate) struct SlotControl {
     pub withdrawn: AtomicU32,
     /// The number of the last answer in this slot whose spilled body the caller has copied out.
     pub released: AtomicU32,
+    /// [`COLD`] or [`HOT`]: whether the next call is likely to follow at once. Of slot 0 only, for the whole lane: in a line of
+    /// its own it would cost the lane another page.
+    pub hint: AtomicU32,
 }
 
 /// Written by the caller, mapped read-only by the owner.
 #[repr(C)]
 pub(crate) struct RequestMemory {
-    /// [`COLD`] or [`HOT`]: whether the next call is likely to follow at once.
-    pub hint: AtomicU32,
     pub control: [SlotControl; SLOTS],
     pub cells: [RequestCell; SLOTS],
 }
@@ -92,9 +93,9 @@ pub(crate) const ON_FUTEX: u32 = 1;
 /// `SlotControl::sleep`: the smallest arm number; a task waits for a word on the lane's socket.
 pub(crate) const FIRST_ARM: u32 = 2;
 
-/// `RequestMemory::hint`: the next call is not expected soon; do not wait for it.
+/// `SlotControl::hint`: the next call is not expected soon; do not wait for it.
 pub(crate) const COLD: u32 = 0;
-/// `RequestMemory::hint`: the next call is expected within microseconds.
+/// `SlotControl::hint`: the next call is expected within microseconds.
 pub(crate) const HOT: u32 = 1;
 
 /// `ResponseMemory::polled`: ring the doorbell.
@@ -221,8 +222,12 @@ mod fresh {
     impl RequestMemory {
         pub fn fresh() -> RequestMemory {
             RequestMemory {
-                hint: word(),
-                control: from_fn(|_| SlotControl { sleep: word(), withdrawn: word(), released: word() }),
+                control: from_fn(|_| SlotControl {
+                    sleep: word(),
+                    withdrawn: word(),
+                    released: word(),
+                    hint: word(),
+                }),
                 cells: from_fn(|_| RequestCell {
                     number: word(),
                     meta: word(),

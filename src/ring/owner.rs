@@ -221,7 +221,7 @@ impl OwnerRing {
     /// Whether the caller expects to call again at once.
     #[inline(always)]
     pub fn hint_is_hot(&self) -> bool {
-        self.request().hint.load(Ordering::Relaxed) == HOT
+        self.request().control[0].hint.load(Ordering::Relaxed) == HOT
     }
 
     /// Says that the call in `slot` is about to run. `false`: its caller has given it up, it must not run.

@@ -124,7 +124,7 @@ impl Caller {
     }
 
     pub fn cell(&self, position: u32) -> usize {
-        4352 + 256 * (position % SLOTS) as usize
+        4096 + 256 * (position % SLOTS) as usize
     }
 
     /// Writes a cell, all but its number.
@@ -165,7 +165,7 @@ impl Caller {
     #[track_caller]
     pub fn answer(&self, slot: u32, count: u32) -> Answer {
         let word = self.response.word(512 + 256 * slot as usize);
-        self.request.word(64 + 64 * slot as usize).store(1, Ordering::Relaxed);
+        self.request.word(64 * slot as usize).store(1, Ordering::Relaxed);
         fence();
         wait_until("the call is answered", || {
             let seen = word.load(Ordering::Acquire);
@@ -174,7 +174,7 @@ impl Caller {
             }
             seen == count
         });
-        self.request.word(64 + 64 * slot as usize).store(0, Ordering::Relaxed);
+        self.request.word(64 * slot as usize).store(0, Ordering::Relaxed);
         let at = 512 + 256 * slot as usize;
         let meta = self.response.word(at + 4).load(Ordering::Relaxed);
         let len = self.response.word(at + 8).load(Ordering::Relaxed);

@@ -93,7 +93,7 @@ impl Owner {
 
     /// Waits for the next request.
     pub fn take(&mut self) -> Taken {
-        let cell = 4352 + 256 * (self.position % SLOTS) as usize;
+        let cell = 4096 + 256 * (self.position % SLOTS) as usize;
         let number = self.request.word(cell);
         wait_until("a request comes", || number.load(Ordering::Acquire) == self.position.wrapping_add(1));
         self.position = self.position.wrapping_add(1);

@@ -13,7 +13,7 @@ use rustix::net::*;
 
 use crate::support::PATIENCE;
 
-pub const REQUEST_SIZE: usize = 20736;
+pub const REQUEST_SIZE: usize = 20480;
 pub const RESPONSE_SIZE: usize = 16896;
 pub const SLOTS: u32 = 64;
 pub const LAYOUT: u64 = (REQUEST_SIZE as u64) << 32 | (RESPONSE_SIZE as u64) << 8 | 1;

@@ -118,7 +118,7 @@ fn misbehave(victim: &Victim, round: usize) {
         // Every sleep word says something else.
         5 => {
             for slot in 0..SLOTS {
-                caller.request.word(64 + 64 * slot as usize).store(slot + 1, Ordering::Relaxed);
+                caller.request.word(64 * slot as usize).store(slot + 1, Ordering::Relaxed);
                 caller.publish(&Request { slot, ..add.clone() });
             }
         }
