@@ -25,27 +25,29 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
+    /// An empty one, to be filled where it stands: moving it would copy the whole buffer.
+    #[inline(always)]
+    pub fn blank() -> Answer {
+        let words = [MaybeUninit::uninit(); RESPONSE_BODY / 8];
+        Answer { status: Status::Returned, len: 0, words, spilled: None }
+    }
+
     /// Copies the answered response of `slot` out. `Err`: no honest owner wrote it, or there is no memory for it.
     #[inline(always)]
-    pub fn read(lane: &Lane, slot: usize) -> Result<(Answer, ResponseMeta), BusError> {
+    pub fn read(&mut self, lane: &Lane, slot: usize) -> Result<ResponseMeta, BusError> {
         let (meta, len) = lane.ring.response_head(slot);
-        let mut answer = Answer {
-            status: Status::Returned,
-            len,
-            words: [MaybeUninit::uninit(); RESPONSE_BODY / 8],
-            spilled: None,
-        };
         let is_spilled = meta.flags & ResponseMeta::SPILLED != 0;
         match Status::from_byte(meta.status) {
-            Some(status) if is_spilled || len <= RESPONSE_BODY => answer.status = status,
+            Some(status) if is_spilled || len <= RESPONSE_BODY => self.status = status,
             _ => return Err(violation(lane)),
         }
         if is_spilled {
-            answer.fetch(lane, slot)?;
+            self.fetch(lane, slot, len)?;
         } else {
-            lane.ring.response_body(slot, len, &mut answer.words);
+            lane.ring.response_body(slot, len, &mut self.words);
         }
-        Ok((answer, meta))
+        self.len = len;
+        Ok(meta)
     }
 
     /// Bytes of its body.
@@ -54,11 +56,11 @@ impl Answer {
     }
 
     #[cold]
-    fn fetch(&mut self, lane: &Lane, slot: usize) -> Result<(), BusError> {
+    fn fetch(&mut self, lane: &Lane, slot: usize, len: usize) -> Result<(), BusError> {
         lane.ring.response_body(slot, SPILL_LEN, &mut self.words);
         // SAFETY: `response_body` initialised the first line's words, of which these are the first three.
         let words = std::array::from_fn(|i| unsafe { self.words[i].assume_init() });
-        let spill = Spill::from_words(words).filter(|spill| spill.len == self.len as u64);
+        let spill = Spill::from_words(words).filter(|spill| spill.len == len as u64);
         let mut news = News::default();
         let fetched =
             spill.ok_or(UnpackError::Violation).and_then(|spill| lane.parcels.unpack(spill, &mut news));
@@ -77,7 +79,7 @@ impl Answer {
     fn body(&self) -> &[u8] {
         match &self.spilled {
             Some(bytes) => bytes,
-            // SAFETY: `read` checked the length and had all words that it takes initialised.
+            // SAFETY: `read`, which alone sets a length, checked it and had all words that it takes initialised.
             None => unsafe { std::slice::from_raw_parts(self.words.as_ptr().cast(), self.len) },
         }
     }

@@ -128,11 +128,11 @@ impl RawCall {
 
     /// Sends the call and waits for the answer on this thread.
     #[inline(always)]
-    fn wait(&mut self) -> Result<Answer, BusError> {
+    fn wait(&mut self, answer: &mut Answer) -> Result<(), BusError> {
         if let Some(failure) = self.failure.take() {
             return Err(*failure);
         }
-        self.flight.wait(&self.link, &self.request)
+        self.flight.wait(&self.link, &self.request, answer)
     }
 
     #[inline(always)]
@@ -152,11 +152,11 @@ impl RawCall {
         self.flight.send_one_way(&self.link, &self.request)
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answer, BusError>> {
+    fn poll(&mut self, cx: &mut Context<'_>, answer: &mut Answer) -> Poll<Result<(), BusError>> {
         if let Some(failure) = self.failure.take() {
             return Poll::Ready(Err(*failure));
         }
-        self.flight.poll(&self.link, &self.request, cx)
+        self.flight.poll(&self.link, &self.request, cx, answer)
     }
 }
 
@@ -223,7 +223,8 @@ impl<T: DeserializeOwned + 'static, E: OwnError> Call<T, E> {
     /// The method's own error, or the bus's with its [`Executed`].
     #[inline(always)]
     pub fn wait(mut self) -> Result<T, CallError<E>> {
-        let answer = self.raw.wait().map_err(BusError::widen)?;
+        let mut answer = Answer::blank();
+        self.raw.wait(&mut answer).map_err(BusError::widen)?;
         answer.decode(&self.raw.link, self.raw.request.key, self.raw.request.method)
     }
 
@@ -293,8 +294,9 @@ impl<T: DeserializeOwned + 'static, E: OwnError> Future for Call<T, E> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let raw = &mut self.get_mut().raw;
-        raw.poll(cx).map(|result| match result {
-            Ok(answer) => answer.decode(&raw.link, raw.request.key, raw.request.method),
+        let mut answer = Answer::blank();
+        raw.poll(cx, &mut answer).map(|result| match result {
+            Ok(()) => answer.decode(&raw.link, raw.request.key, raw.request.method),
             Err(error) => Err(error.widen()),
         })
     }

@@ -87,7 +87,12 @@ impl Flight {
 
     /// Sends and waits on this thread.
     #[inline(always)]
-    pub fn wait(&mut self, link: &Arc<Link>, request: &Prepared) -> Result<Answer, BusError> {
+    pub fn wait(
+        &mut self,
+        link: &Arc<Link>,
+        request: &Prepared,
+        answer: &mut Answer,
+    ) -> Result<(), BusError> {
         loop {
             let (port, slot, sent) = match self.state {
                 State::Out { port, slot, sent } => (port, slot, sent),
@@ -98,7 +103,7 @@ impl Flight {
             // SAFETY: we hold the slot until `answered` or `ended`, below.
             let lane = unsafe { port.lane() };
             match lane.wait(slot, sent, self.deadline_ns) {
-                Ok(()) => return self.answered(link, port, slot, lane, sent),
+                Ok(()) => return self.answered(link, port, slot, lane, sent, answer),
                 Err(ended) => match self.ended(link, port, slot, lane, ended) {
                     Verdict::Fail(error) => return Err(error),
                     Verdict::Resend => {}
@@ -209,9 +214,10 @@ impl Flight {
         slot: usize,
         lane: &Lane,
         sent: Sent,
-    ) -> Result<Answer, BusError> {
-        let read = Answer::read(lane, slot);
-        if let Ok((answer, meta)) = &read {
+        answer: &mut Answer,
+    ) -> Result<(), BusError> {
+        let read = answer.read(lane, slot);
+        if let Ok(meta) = &read {
             lane.note_answer(meta.cpu, sent.rang);
             if meta.flags & ResponseMeta::SPILLED != 0 {
                 lane.ring.release_spill(slot);
@@ -222,7 +228,7 @@ impl Flight {
         }
         lane.ring.finish(slot);
         self.free_slot(link, port, slot);
-        read.map(|(answer, _)| answer)
+        read.map(drop)
     }
 
     #[inline(always)]
@@ -379,7 +385,8 @@ impl Flight {
         link: &Arc<Link>,
         request: &Prepared,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Answer, BusError>> {
+        answer: &mut Answer,
+    ) -> Poll<Result<(), BusError>> {
         self.start_clock(request.timeout);
         loop {
             if link.is_foreign() {
@@ -399,8 +406,8 @@ impl Flight {
             let ended = match lane.look(slot) {
                 Ok(true) => {
                     self.disarm(lane, slot);
-                    let answer = self.answered(link, port, slot, lane, sent);
-                    return self.done(link, answer);
+                    let read = self.answered(link, port, slot, lane, sent, answer);
+                    return self.done(link, read);
                 }
                 Ok(false) if lane.fate().is_final() => match lane.last_look(slot, lane.fate()) {
                     Ok(()) => continue,
@@ -434,7 +441,7 @@ impl Flight {
         }
     }
 
-    fn done(&mut self, link: &Arc<Link>, result: Result<Answer, BusError>) -> Poll<Result<Answer, BusError>> {
+    fn done(&mut self, link: &Arc<Link>, result: Result<(), BusError>) -> Poll<Result<(), BusError>> {
         self.stop_waiting(link);
         Poll::Ready(result)
     }
