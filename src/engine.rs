@@ -132,7 +132,9 @@ impl Engine {
     pub fn remove(&self, token: Token, fd: &impl AsFd) {
         // The descriptor may be gone from the set by itself; that is what is wanted.
         let _ = epoll::delete(&self.epoll, fd);
-        self.sources.lock().remove(&token);
+        let removed = self.sources.lock().remove(&token);
+        // Without the lock, as in `cancel_alarm`.
+        drop(removed);
     }
 
     /// Stops watching for a while without forgetting the source: a level that stays high would spin.
@@ -160,7 +162,9 @@ impl Engine {
 
     /// Forgets an alarm. The watcher may still wake once for it.
     pub fn cancel_alarm(&self, id: (u64, Token)) {
-        self.alarms.lock().by_time.remove(&id);
+        let forgotten = self.alarms.lock().by_time.remove(&id);
+        // Without the lock: with it may go the last of a task, whose own calls come here.
+        drop(forgotten);
     }
 
     fn watch(&'static self) {
@@ -201,5 +205,36 @@ impl Engine {
             drop(alarms);
             let _ = catch_unwind(AssertUnwindSafe(|| alarm(self)));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// What a waker can hold: a task whose calls have alarms of their own.
+    struct Cancels(&'static Engine, (u64, Token));
+
+    impl Drop for Cancels {
+        fn drop(&mut self) {
+            self.0.cancel_alarm(self.1);
+        }
+    }
+
+    #[test]
+    fn what_goes_with_a_cancelled_alarm_may_cancel_another() {
+        let engine = engine().unwrap();
+        let far_ns = clock::now_ns() + 3_600_000_000_000;
+        let held = Cancels(engine, engine.alarm(far_ns, |_| {}));
+        let alarm = engine.alarm(far_ns, move |_| drop(held));
+        let (done, is_done) = channel();
+        std::thread::spawn(move || {
+            engine.cancel_alarm(alarm);
+            let _ = done.send(());
+        });
+        is_done.recv_timeout(Duration::from_secs(30)).expect("the second cancelling waits for the first");
     }
 }

@@ -96,6 +96,7 @@ impl Listener {
             uid: socket::peer_credentials(&socket).map_or(u32::MAX, |who| who.uid),
             socket: Mutex::new(Some(socket)),
             token: Mutex::new(None),
+            alarm: Mutex::new(None),
             is_replacing: AtomicBool::new(false),
         });
         half_open.start(engine);
@@ -211,6 +212,8 @@ struct HalfOpen {
     uid: u32,
     socket: Mutex<Option<Fd>>,
     token: Mutex<Option<Token>>,
+    /// Ends a handshake that takes too long.
+    alarm: Mutex<Option<(u64, Token)>>,
     /// It is a successor, of which only the end is awaited.
     is_replacing: AtomicBool,
 }
@@ -225,7 +228,7 @@ impl HalfOpen {
         let Ok(token) = added else { return self.end(engine) };
         *self.token.lock() = Some(token);
         let this: Weak<HalfOpen> = Arc::downgrade(self);
-        engine.alarm(clock::now_ns() + HANDSHAKE_NS, move |engine| {
+        let alarm = engine.alarm(clock::now_ns() + HANDSHAKE_NS, move |engine| {
             let Some(this) = this.upgrade() else { return };
             if !this.is_replacing.load(Ordering::Relaxed) {
                 return this.end(engine);
@@ -236,6 +239,7 @@ impl HalfOpen {
                 this.listener.note_replaced();
             });
         });
+        *self.alarm.lock() = Some(alarm);
     }
 
     /// Takes the socket out of the watcher's hands; `None` if that has happened.
@@ -245,6 +249,9 @@ impl HalfOpen {
             engine.remove(token, &socket);
         }
         self.listener.end_half_open(self.uid);
+        if let Some(alarm) = self.alarm.lock().take() {
+            engine.cancel_alarm(alarm);
+        }
         if self.is_replacing.load(Ordering::Relaxed) {
             self.listener.successors.fetch_sub(1, Ordering::Relaxed);
         }
