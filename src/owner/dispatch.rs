@@ -16,12 +16,13 @@ use super::lane::OwnerLane;
 use super::permits::Queued;
 use super::pool::Worker;
 use super::task::Task;
+use crate::blob::arena::Chunk;
 use crate::error::Executed;
 use crate::object::{
     AsyncInvocation, Completed, Handler, Invocation, Outcome, PooledFuture, Refusal, RequestBody,
 };
 use crate::parcels::{News, PackError, UnpackError};
-use crate::ring::layout::{NO_CPU, RESPONSE_BODY, RequestMeta, ResponseMeta, SPILL_LEN};
+use crate::ring::layout::{NO_CPU, RESPONSE_BODY, RequestMeta, ResponseMeta, Spill};
 use crate::ring::owner::Request;
 use crate::status::{Refused, Status};
 use crate::sys::{clock, cpu};
@@ -199,14 +200,7 @@ fn run(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, index: usi
             };
             clock.stop();
             match outcome {
-                Ok(Ok(outcome)) if output.spill().is_none() && !one_way => {
-                    lane.count_good_request();
-                    answer_inline(worker, lane, request, status_of(outcome), output.len());
-                    give_back(&lane.object);
-                }
-                Ok(outcome) => {
-                    finish(worker, lane, request, Response::completed(Completed { output, outcome }))
-                }
+                Ok(outcome) => conclude(worker, lane, request, Completed { output, outcome }),
                 Err(panic) => finish(worker, lane, request, Response::panicked(&lane.object, panic)),
             }
         }
@@ -272,14 +266,22 @@ fn run_async(
     });
     clock.stop();
     match first {
-        Ok(Ok(Completed { output, outcome: Ok(outcome) })) if output.spill().is_none() && !one_way => {
-            lane.count_good_request();
-            answer_inline(worker, lane, request, status_of(outcome), output.len());
-            give_back(&lane.object);
-        }
-        Ok(Ok(completed)) => finish(worker, lane, request, Response::completed(completed)),
+        Ok(Ok(completed)) => conclude(worker, lane, request, completed),
         Ok(Err(future)) => Task::start(frame.to_served(), future, lane.object.permits.is_limited()),
         Err(panic) => finish(worker, lane, request, Response::panicked(&lane.object, panic)),
+    }
+}
+
+/// Answers after a method that has ended: at once where its result stands in the slot already.
+#[inline(always)]
+fn conclude(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, completed: Completed) {
+    match completed.outcome {
+        Ok(outcome) if completed.output.spill().is_none() && !request.meta.has(RequestMeta::ONE_WAY) => {
+            lane.count_good_request();
+            answer_inline(worker, lane, request, status_of(outcome), completed.output.len());
+            give_back(&lane.object);
+        }
+        _ => finish(worker, lane, request, Response::completed(completed)),
     }
 }
 
@@ -310,11 +312,7 @@ fn output_for(lane: &OwnerLane, request: &Request, one_way: bool) -> Output {
 
 /// Copies a spilled body out.
 #[cold]
-fn unpack(
-    lane: &OwnerLane,
-    request: &Request,
-    spill: Option<crate::ring::layout::Spill>,
-) -> Result<Vec<u8>, Refused> {
+fn unpack(lane: &OwnerLane, request: &Request, spill: Option<Spill>) -> Result<Vec<u8>, Refused> {
     let limit = lane.object.rules.limits.body_bytes;
     let size = u64::from(request.len);
     let garbled = || Refused::BadRequest("the body lies outside of the memory announced".to_owned());
@@ -450,19 +448,29 @@ fn publish_spilled(lane: &OwnerLane, slot: usize, wanted: u32, status: Status, b
         }
         lane.parcels.pack(bytes)
     });
-    let Ok((spill, chunk)) = packed else {
-        return publish_refused(lane, slot, wanted, &Refused::NoMemory { executed: Executed::Yes });
-    };
-    let words = spill.to_words();
-    lane.ring.write_response(slot, &words);
+    match packed {
+        Ok(packed) => publish_packed(lane, slot, wanted, status, packed),
+        Err(_) => publish_refused(lane, slot, wanted, &Refused::NoMemory { executed: Executed::Yes }),
+    }
+}
+
+/// Publishes a response whose body was packed into the arena.
+fn publish_packed(
+    lane: &OwnerLane,
+    slot: usize,
+    wanted: u32,
+    status: Status,
+    (spill, chunk): (Spill, Chunk),
+) {
+    let len = spill.len as usize;
+    lane.ring.write_response(slot, &spill.to_words());
     lane.keep_spilled(slot, wanted, chunk);
-    const { assert!(SPILL_LEN == 24) };
-    answer_len(lane, slot, wanted, status, ResponseMeta::SPILLED, bytes.len());
+    answer_len(lane, slot, wanted, status, ResponseMeta::SPILLED, len);
 }
 
 fn publish_refused(lane: &OwnerLane, slot: usize, wanted: u32, refused: &Refused) {
     let mut output = Output::heap(u64::MAX);
-    // The longest of them are a panic's message or a decoder's sentence; cut if even the arena has no room.
+    // The longest of them are a panic's message or a decoder's sentence.
     let encoded = output.encode(refused).is_ok();
     let bytes = output.spill().filter(|_| encoded).unwrap_or_default();
     if bytes.len() > RESPONSE_BODY {
@@ -474,11 +482,7 @@ fn publish_refused(lane: &OwnerLane, slot: usize, wanted: u32, refused: &Refused
 
 fn publish_spilled_refusal(lane: &OwnerLane, slot: usize, wanted: u32, bytes: &[u8]) {
     match lane.parcels.pack(bytes) {
-        Ok((spill, chunk)) => {
-            lane.ring.write_response(slot, &spill.to_words());
-            lane.keep_spilled(slot, wanted, chunk);
-            answer_len(lane, slot, wanted, Status::Refused, ResponseMeta::SPILLED, bytes.len());
-        }
+        Ok(packed) => publish_packed(lane, slot, wanted, Status::Refused, packed),
         Err(_) => publish_refused(lane, slot, wanted, &Refused::NoMemory { executed: Executed::Unknown }),
     }
 }

@@ -26,6 +26,8 @@ const PRECISE_BELOW: Duration = Duration::from_millis(100);
 const LONGEST_TOLD: Duration = Duration::from_secs(20 * 24 * 60 * 60);
 /// An answer of at least this many bytes is worth a ring to tell the owner that it can have its memory back.
 const WORTH_RETURNING: usize = 64 << 10;
+/// Looks of an awaited call before its task is told to wait: about one round trip.
+const LOOKS_OF_A_TASK: u32 = 16;
 /// Looks for a one-way call to be taken, before the owner is rung to make sure: about two round trips.
 const LOOKS_FOR_TAKEN: u32 = 32;
 
@@ -314,7 +316,7 @@ impl Flight {
         // SAFETY: we hold the slot until `abandon`.
         let lane = unsafe { port.lane() };
         // An owner that polls this lane may be in a slow method by now, and nobody would ring again.
-        if !sent.rang && !lane.is_soon_answered(slot, LOOKS_FOR_TAKEN) {
+        if !sent.rang && !lane.glance(slot, sent, LOOKS_FOR_TAKEN) {
             lane.ring_bell();
         }
         self.abandon(link, port, slot);
@@ -415,7 +417,7 @@ impl Flight {
                 },
                 Ok(false) if self.is_late() => Ended::TimedOut,
                 Ok(false) => {
-                    if lane.glance(slot, sent) {
+                    if lane.glance(slot, sent, LOOKS_OF_A_TASK) {
                         continue;
                     }
                     self.is_armed = true;

@@ -26,8 +26,6 @@ const SPIN_NS: u64 = 50_000;
 const LOOKS_WITHOUT_CLOCK: u32 = 32;
 /// Looks between two readings.
 const LOOKS_PER_CLOCK: u32 = 8;
-/// Looks of an awaited call before its task is told to wait: about one round trip.
-const LOOKS_OF_A_TASK: u32 = 16;
 /// A call that comes no later after the last slow answer than this is expected to be followed by others.
 const HOT_GAP_NS: u64 = 20_000;
 /// How long a caller sleeps before it rings an owner that polls, and runs on the caller's own processor.
@@ -347,25 +345,12 @@ impl Lane {
         false
     }
 
-    /// Looks a few times for the answer of an awaited call, if that can help.
+    /// Whether there is something else than `Waiting` to see, now or, if looking can help, within so many looks.
     #[inline(always)]
-    pub fn glance(&self, slot: usize, sent: Sent) -> bool {
-        if self.ring.look(slot) != Look::Waiting {
-            return true;
-        }
-        self.may_spin(sent)
-            && (0..LOOKS_OF_A_TASK).any(|_| {
-                spin_hint();
-                self.ring.look(slot) != Look::Waiting
-            })
-    }
-
-    /// Whether the call in `slot` is answered within a few looks, if looking can help.
-    pub fn is_soon_answered(&self, slot: usize, looks: u32) -> bool {
+    pub fn glance(&self, slot: usize, sent: Sent, looks: u32) -> bool {
         let is_answered = || self.ring.look(slot) != Look::Waiting;
-        let elsewhere = self.spins && self.owner_cpu.load(Ordering::Relaxed) != cpu::current();
         is_answered()
-            || elsewhere
+            || self.may_spin(sent)
                 && (0..looks).any(|_| {
                     spin_hint();
                     is_answered()

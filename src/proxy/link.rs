@@ -142,7 +142,15 @@ impl Link {
             return Err(NoSlot::NoLane);
         }
         let port = self.port().ok_or(NoSlot::NoLane)?;
-        let Some(slot) = port.reserve() else { return self.reserve_again(port) };
+        match port.reserve() {
+            Some(slot) => self.hold(port, slot),
+            None => self.reserve_again(port),
+        }
+    }
+
+    /// Keeps a slot that was reserved if a new call may go to the lane behind it.
+    #[inline(always)]
+    fn hold<'a>(&self, port: &'a Port, slot: usize) -> Result<(&'a Port, usize), NoSlot> {
         // SAFETY: the slot is held.
         if unsafe { port.lane() }.takes_calls() {
             return Ok((port, slot));
@@ -158,13 +166,7 @@ impl Link {
             self.vacate(port);
         }
         let Some(present) = self.port() else { return Err(NoSlot::NoLane) };
-        let Some(slot) = present.reserve() else { return Err(NoSlot::Full) };
-        // SAFETY: the slot is held.
-        if unsafe { present.lane() }.takes_calls() {
-            return Ok((present, slot));
-        }
-        self.give_back(present, slot);
-        Err(NoSlot::NoLane)
+        present.reserve().map_or(Err(NoSlot::Full), |slot| self.hold(present, slot))
     }
 
     /// Gives a slot back to its port.

@@ -262,6 +262,7 @@ mod fresh {
 const _: () = {
     assert!(size_of::<RequestCell>() == 256 && size_of::<ResponseSlot>() == 256);
     assert!(size_of::<SlotControl>() == 64);
+    assert!(SPILL_LEN == size_of::<[u64; 3]>());
 };
 
 #[cfg(test)]
