@@ -176,18 +176,23 @@ fn row_46_futures_of_the_built_in_executor_are_answered_once() {
         calls.into_iter().for_each(|call| assert!(block_on(call).is_ok()));
         wait_until("all slots are free", || proxy.handle().in_flight() == 0);
     }
-    shut_gate(&mut owner);
-    let calls: Vec<_> = (0..60).map(|id| sent(proxy.held_quietly(id))).collect();
-    let mut begun = sent(proxy.held_async(60));
-    owner.expect("began 60");
-    assert!(poll_once(&mut begun).is_pending());
-    owner.tell("withdraw");
-    owner.tell("open");
-    let answers: Vec<_> = calls.into_iter().map(block_on).collect();
-    for (id, answer) in answers.into_iter().enumerate() {
-        assert_eq!(answer, Ok(id as u64), "what had begun is finished");
+}
+
+#[test]
+fn row_46_futures_of_the_built_in_executor_outlive_their_publication() {
+    let place = place();
+    for _ in 0..5 {
+        let mut owner = owner(&place, &[]);
+        let proxy = probe(&place);
+        let calls: Vec<_> = (0..60).map(|id| sent(proxy.held_quietly(id))).collect();
+        // Workers begin calls out of order, so the last one's beginning would say nothing of the others'.
+        wait_until("all have begun", || proxy.begun_quietly().wait() == Ok(60));
+        owner.tell("withdraw");
+        owner.tell("open");
+        for (id, call) in calls.into_iter().enumerate() {
+            assert_eq!(block_on(call), Ok(id as u64), "what had begun is finished");
+        }
     }
-    assert_eq!(block_on(begun), Ok(60));
 }
 
 /// Without the feature the runtime has no part in it: the calls wait for their gate and end with their owner.

@@ -79,6 +79,7 @@ impl Drop for Farewell {
 pub struct Probe {
     pub gate: Arc<Gate>,
     runs: AtomicU64,
+    begun_quietly: AtomicU64,
     log: Option<File>,
 }
 
@@ -127,10 +128,16 @@ impl Probe {
         id
     }
 
-    /// As `held_async`, in silence.
+    /// As `held_async`, in silence, and counted as it begins.
     pub async fn held_quietly(&self, id: u64) -> u64 {
+        self.begun_quietly.fetch_add(1, Ordering::SeqCst);
         self.gate.passed().await;
         id
+    }
+
+    /// How many calls of `held_quietly` have begun.
+    pub fn begun_quietly(&self) -> u64 {
+        self.begun_quietly.load(Ordering::SeqCst)
     }
 
     /// As `held`, with an answer of so many bytes.
