@@ -138,7 +138,13 @@ fn row_22_a_starved_owner_recovers_within_100_ms_and_burns_nothing() {
     owner.expect("ready");
     let bus = place.bus();
     let math: Untyped = bus.proxy("math").wait().unwrap();
+    assert_eq!(math.call::<_, f64>("pow", &(2.0, 3.0)).wait(), Ok(8.0));
+    // Its watcher has opened what the meeting takes, and closed what it needs no more.
+    wait_for_rest(owner.pid());
+    let before = held_by(owner.pid());
     let recovered = quickest(3, || {
+        // What it still has of the last round's caller it would close after it was starved, and so not be.
+        wait_for_release(owner.pid(), before);
         owner.tell("starve");
         owner.expect("starved");
         let (cpu, began) = (cpu_time(owner.pid()), Instant::now());

@@ -159,8 +159,7 @@ fn found_after(kind: &str, disabled: &str) -> Duration {
         waiter.tell(kind);
         waiter.expect("waiting");
         // It is at its watch, or between two looks.
-        let settled = |pid| of_threads(pid, "State").iter().all(|(_, state)| state.starts_with('S'));
-        wait_until("the waiter sleeps", || settled(waiter.pid()));
+        wait_for_rest(waiter.pid());
         let published = bus.publish("math", table()).unwrap();
         let at = now_ns();
         let found: u64 = waiter.hear().parse().unwrap();

@@ -138,6 +138,12 @@ pub fn of_threads(pid: u32, key: &str) -> Vec<(String, String)> {
     statuses.map(|status| (value(&status, "Name"), value(&status, key))).collect()
 }
 
+/// Waits until all threads of a process sleep: none of them is in the middle of anything.
+pub fn wait_for_rest(pid: u32) {
+    let rests = || of_threads(pid, "State").iter().all(|(_, state)| state.starts_with('S'));
+    wait_until(&format!("process {pid} rests"), rests);
+}
+
 /// How often the threads of a process have gone to sleep so far.
 pub fn voluntary_switches(pid: u32) -> u64 {
     of_threads(pid, "voluntary_ctxt_switches").iter().filter_map(|(_, n)| n.parse::<u64>().ok()).sum()
