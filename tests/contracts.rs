@@ -246,6 +246,28 @@ fn quotas_bound_what_a_caller_uses() {
     drop(lanes);
 }
 
+/// Several workers take what comes at once; what a caller sent within its quota is served, whatever came after it.
+#[test]
+fn a_quota_refuses_what_came_beyond_it_and_nothing_before() {
+    let place = place();
+    let mut owner = owner(&place, &["in_flight=4"]);
+    let proxy = probe(&place);
+    for round in 0..100 {
+        shut_gate(&mut owner);
+        let mut calls: Vec<_> = (0..12).map(|id| proxy.held_quietly(id)).collect();
+        calls.iter_mut().for_each(|call| drop(poll_once(call)));
+        let beyond = calls.split_off(4);
+        for call in beyond {
+            let overloaded = Err(CallError::Overloaded { executed: Executed::No });
+            assert_eq!(block_on(call), overloaded, "round {round}");
+        }
+        owner.tell("open");
+        for (id, call) in calls.into_iter().enumerate() {
+            assert_eq!(block_on(call), Ok(id as u64), "round {round}");
+        }
+    }
+}
+
 #[test]
 fn bodies_beyond_the_limit_are_refused() {
     let place = place();

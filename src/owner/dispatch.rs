@@ -103,7 +103,7 @@ fn admit(worker: &Worker, lane: &OwnerLane, request: &Request) -> Result<usize, 
     if lane.denied.as_ref().is_some_and(|denied| denied[index]) {
         return Err(Refused::PermissionDenied);
     }
-    if object.rules.limits.in_flight < 64 && lane.ring.busy() > object.rules.limits.in_flight {
+    if request.is_excess {
         return Err(Refused::Overloaded);
     }
     if worker.came_late && is_expired(request) {

@@ -27,7 +27,7 @@ use super::lane::OwnerLane;
 use super::permits::Queued;
 use super::task::Task;
 use crate::engine::Engine;
-use crate::ring::layout::NO_CPU;
+use crate::ring::layout::{NO_CPU, SLOTS};
 use crate::ring::owner::{Request, Take};
 use crate::sync::spin_hint;
 use crate::sys::eventfd::Doorbell;
@@ -315,6 +315,8 @@ impl Worker {
         while served < TURN {
             let Some(mut taker) = lane.ring.try_lock() else { break };
             let take = if lane.is_open() { taker.take(&mut request) } else { Take::Empty };
+            let in_flight = lane.object.rules.limits.in_flight;
+            request.is_excess = in_flight < SLOTS as u32 && taker.busy() > in_flight;
             drop(taker);
             match take {
                 Take::Empty => break,

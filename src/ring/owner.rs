@@ -32,6 +32,8 @@ pub(crate) struct Request {
     pub key: u64,
     pub deadline_ms: u32,
     pub len: u32,
+    /// More calls of the lane were out when this was taken than its object allows.
+    pub is_excess: bool,
     /// The first line's words and those of the body and chain, as far as the header says there are any.
     words: RequestWords,
 }
@@ -46,6 +48,7 @@ impl Request {
             key: 0,
             deadline_ms: 0,
             len: 0,
+            is_excess: false,
             words: [MaybeUninit::uninit(); REQUEST_BODY / 8],
         }
     }
@@ -148,11 +151,6 @@ impl OwnerRing {
                     != self.answers[slot].load(Ordering::Relaxed)
         };
         (0..SLOTS).any(is_busy)
-    }
-
-    /// How many calls are taken and not answered.
-    pub fn busy(&self) -> u32 {
-        self.busy.iter().map(|busy| u32::from(busy.load(Ordering::Relaxed))).sum()
     }
 
     /// Becomes the one thread that takes from this lane, unless another is.
@@ -352,6 +350,11 @@ impl Taker<'_> {
         request.wanted = ring.answers[slot].load(Ordering::Relaxed).wrapping_add(1);
         ring.next.store(position.wrapping_add(1), Ordering::Relaxed);
         Take::Taken
+    }
+
+    /// How many calls are taken and not answered. Whoever holds the lock counts none that came after its own.
+    pub fn busy(&self) -> u32 {
+        self.ring.busy.iter().map(|busy| u32::from(busy.load(Ordering::Relaxed))).sum()
     }
 }
 
