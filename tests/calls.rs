@@ -10,9 +10,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use objbus::{CallContext, CallError, Executed, MethodTable, Proxy, Untyped};
+use objbus::{Call, CallContext, CallError, Executed, MethodTable, Proxy, Untyped};
+
+/// What [`Probe::caller`] gives.
+type Caller = (u32, u32, u32, Option<u64>, String);
 
 #[test]
 fn role() {
@@ -42,7 +45,6 @@ fn own_relay(arguments: &[String]) -> ! {
     let bus = bus_at(&arguments[0]);
     let probe: Untyped = bus.proxy("probe").timeout(PATIENCE).wait().expect("the probe is there");
     let (to_caller, to_held) = (probe.clone(), probe);
-    type Caller = (u32, u32, u32, Option<u64>, String);
     let table = MethodTable::named("Relay")
         .method("caller", move || to_caller.call::<(), Caller>("caller", &()).wait().expect("it is served"))
         .method("held", move |patient: bool| {
@@ -175,24 +177,16 @@ fn a_call_past_its_time_out_is_cancelled() {
     let place = place();
     let owner = owner(&place, &[]);
     let proxy = probe(&place);
-    time_out_begun(|span| proxy.until_cancelled().timeout(span).wait());
+    let begun = Err(CallError::DeadlineExceeded { executed: Executed::Unknown });
+    assert_eq!(time_out_begun(|span| proxy.until_cancelled().timeout(span).wait()), begun);
     owner.expect("began");
     owner.expect("cancelled");
-    time_out_begun(|span| block_on(proxy.held_async(2).timeout(span)));
+    assert_eq!(time_out_begun(|span| block_on(proxy.held_async(2).timeout(span))), begun);
     owner.expect("began 2");
     owner.expect("left 2");
     assert_eq!(proxy.add(1, 1).timeout(Duration::MAX).wait(), Ok(2));
     let none = proxy.add(1, 1).timeout(Duration::ZERO).wait();
     assert!(matches!(none, Ok(2) | Err(CallError::DeadlineExceeded { .. })), "{none:?}");
-}
-
-/// Lets a call time out after it has begun, which on a loaded machine takes some patience.
-fn time_out_begun(call: impl Fn(Duration) -> Result<u64, CallError>) {
-    let mut span = Duration::from_millis(300);
-    while call(span) == Err(CallError::DeadlineExceeded { executed: Executed::No }) {
-        span *= 2;
-        assert!(span < PATIENCE, "it is never begun");
-    }
 }
 
 #[test]
@@ -218,7 +212,7 @@ fn a_one_way_call_outlives_its_proxy() {
         let bus = place.bus();
         let proxy: ProbeProxy = bus.proxy("probe").wait().unwrap();
         if round == 20 {
-            stop(&owner);
+            owner.stop();
         }
         (0..64).for_each(|id| proxy.mark(id).send().unwrap());
         drop((proxy, bus));
@@ -236,11 +230,27 @@ fn a_method_knows_its_call() {
     let proxy = probe(&place);
     // SAFETY: neither touches memory.
     let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
-    let (pid, its_uid, its_gid, left, name) = proxy.caller().timeout(Duration::from_secs(9)).wait().unwrap();
+    let ((pid, its_uid, its_gid, left, name), took_ms) = timed(proxy.caller());
     assert_eq!((pid, its_uid, its_gid, name.as_str()), (std::process::id(), uid, gid, "probe"));
-    assert!(left.is_some_and(|ms| (8000..=9100).contains(&ms)), "{left:?} ms of 9 s");
+    assert_left(left, took_ms);
     assert_eq!(proxy.caller().timeout(Duration::MAX).wait().unwrap().3, None);
     assert!(CallContext::current().is_none(), "outside of methods there is no call");
+}
+
+/// Another time-out than any proxy's here, in milliseconds.
+const TIMEOUT_MS: u64 = 20_000;
+
+/// Who called within [`TIMEOUT_MS`], and after how many milliseconds that was answered.
+fn timed(call: Call<Caller>) -> (Caller, u64) {
+    let began = Instant::now();
+    let caller = call.timeout(Duration::from_millis(TIMEOUT_MS)).wait().expect("it is served");
+    (caller, began.elapsed().as_millis() as u64)
+}
+
+/// The method saw what was left of the time-out at some moment of its call, but for the ticks of two clocks.
+fn assert_left(left: Option<u64>, took_ms: u64) {
+    let possible = TIMEOUT_MS.saturating_sub(took_ms + 50)..=TIMEOUT_MS + 50;
+    assert!(left.is_some_and(|ms| possible.contains(&ms)), "{left:?} ms, and not {possible:?}");
 }
 
 #[test]
@@ -250,15 +260,12 @@ fn nested_calls_inherit_the_deadline() {
     let relay_owner = start("relay", &[place.text()]);
     relay_owner.expect("ready");
     let relay: Untyped = place.bus().proxy("relay").wait().unwrap();
-    type Caller = (u32, u32, u32, Option<u64>, String);
-    let (pid, .., left, _) =
-        relay.call::<(), Caller>("caller", &()).timeout(Duration::from_secs(7)).wait().unwrap();
+    let ((pid, .., left, _), took_ms) = timed(relay.call("caller", &()));
     assert_eq!(pid, relay_owner.pid(), "the relay calls for itself");
-    assert!(left.is_some_and(|ms| (6000..=7100).contains(&ms)), "{left:?} ms of 7 s are left");
+    assert_left(left, took_ms);
     for patient in [false, true] {
         // The inner call ends with the outer one, whatever time-out it has of its own.
-        let call = relay.call::<_, bool>("held", &(patient,)).timeout(Duration::from_millis(300));
-        let result = call.wait();
+        let result = time_out_begun(|span| relay.call("held", &(patient,)).timeout(span).wait());
         // Both end at the same time: the outer one by its deadline, or with the news that the inner one did.
         let exceeded = Err(CallError::DeadlineExceeded { executed: Executed::Unknown });
         assert!(result == exceeded || result == Ok(true), "{result:?}");

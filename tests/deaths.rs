@@ -221,7 +221,7 @@ fn row_04_owner_killed_request_not_begun() {
             let mut owner = owner(&place, &[]);
             let proxy = probe(&place);
             assert_eq!(proxy.add(1, 2).wait(), Ok(3));
-            stop(&owner);
+            owner.stop();
             let handle = proxy.handle().clone();
             let (error, after) = kill_owner(&mut owner, proxy.mark(1), |_| {
                 wait_until("the call is out", || handle.in_flight() == 1);

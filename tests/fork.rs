@@ -5,7 +5,7 @@ mod support;
 use support::system::*;
 use support::*;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use objbus::{Absent, Bus, CallError, ConnectError, Executed, PublishError, Published, Untyped};
 
@@ -182,10 +182,8 @@ fn row_25_a_dead_callers_child_keeps_nothing_alive() {
         let mut caller = start("caller with an orphan", &[place.text(), kind]);
         let _orphan = Orphan(caller.hear().parse().unwrap());
         assert_eq!(published.callers(), 1);
-        let at = caller.kill();
-        wait_until("the caller's lane ends", || published.callers() == 0);
-        let took = at.elapsed();
-        assert!(took < Duration::from_millis(500), "{took:?} after the end of a {kind}ing caller");
+        caller.kill();
+        wait_until(&format!("the lane of a {kind}ing caller ends"), || published.callers() == 0);
     }
 }
 
@@ -198,12 +196,11 @@ fn row_25_a_dead_owners_child_holds_neither_calls_nor_the_name() {
         let _orphan = Orphan(owner.hear().parse().unwrap());
         let math: Untyped = bus.proxy("math").wait().unwrap();
         let call = math.call::<_, ()>("nap", &(20_000_u64,));
-        let waiting = std::thread::spawn(move || (call.wait(), Instant::now()));
+        let waiting = std::thread::spawn(move || call.wait());
         wait_until("the call is out", || objbus::Proxy::handle(&math).in_flight() == 1);
-        let at = owner.kill();
-        let (ended, when) = waiting.join().unwrap();
+        owner.kill();
+        let ended = waiting.join().unwrap();
         assert!(matches!(ended, Err(CallError::OwnerDied { .. })), "{kind}: {ended:?}");
-        assert!(when - at < Duration::from_millis(500), "{kind}: OwnerDied after {:?}", when - at);
         let absent = math.call::<_, f64>("pow", &(2.0, 2.0)).wait();
         assert!(matches!(absent, Err(CallError::NotFound { .. })), "{kind}: {absent:?}");
         assert!(bus.names().is_empty());

@@ -5,6 +5,7 @@
 //! are made in small windows, and one window without anything is the proof: what a call does by itself is in all of them.
 
 mod support;
+use support::system::of_threads;
 use support::*;
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -203,11 +204,7 @@ fn trace(pids: &[u32], log: &std::path::Path) -> Option<std::process::Child> {
 
 /// Whether all threads of a process are being traced.
 fn is_traced(pid: u32) -> bool {
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("the process is there");
-    tasks.flatten().all(|task| {
-        let status = std::fs::read_to_string(task.path().join("status")).unwrap_or_default();
-        status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
-    })
+    of_threads(pid, "TracerPid").iter().all(|(_, tracer)| tracer != "0")
 }
 
 fn skip(why: &str) {

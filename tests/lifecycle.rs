@@ -135,7 +135,7 @@ fn a_closed_bus_serves_and_calls_no_more() {
     let mut owner = owner(&place, &[]);
     let bus = place.bus();
     let proxy: ProbeProxy = bus.proxy("probe").timeout(PATIENCE).wait().unwrap();
-    stop(&owner);
+    owner.stop();
     (0..10).for_each(|id| proxy.mark(id).send().unwrap());
     assert!(!bus.close(Duration::from_millis(50)), "one-way calls are not taken");
     owner.signal(libc::SIGCONT);

@@ -34,25 +34,29 @@ fn row_34_the_same_proxy_works_again_after_a_restart() {
     let mut first = owner(&place);
     let math: Untyped = place.bus().proxy("math").wait().unwrap();
     assert_eq!(pow(&math).wait(), Ok(8.0));
+    // Each of the three is to take 100 ms at most, which the best of some rounds must keep on a loaded machine.
+    let mut best = [Duration::MAX; 3];
     for restart in 0..5 {
         let slow = math.call::<_, ()>("nap", &(20_000_u64,));
         let waiting = std::thread::spawn(move || slow.wait());
         wait_until("the call is out", || math.handle().in_flight() == 1);
         let at = first.kill();
         let ended = waiting.join().unwrap();
+        best[0] = best[0].min(at.elapsed());
         assert!(matches!(ended, Err(CallError::OwnerDied { .. })), "restart {restart}: {ended:?}");
-        assert!(at.elapsed() < Duration::from_millis(500), "OwnerDied after {:?}", at.elapsed());
         let absent = Instant::now();
         assert!(matches!(pow(&math).wait(), Err(CallError::NotFound { executed: Executed::No, .. })));
-        assert!(absent.elapsed() < Duration::from_millis(500), "NotFound after {:?}", absent.elapsed());
+        best[1] = best[1].min(absent.elapsed());
         assert!(matches!(block_on(pow(&math)), Err(CallError::NotFound { executed: Executed::No, .. })));
         first = owner(&place);
         let back = Instant::now();
         assert_eq!(pow(&math).wait(), Ok(8.0));
-        assert!(back.elapsed() < Duration::from_millis(500), "works again after {:?}", back.elapsed());
+        best[2] = best[2].min(back.elapsed());
         assert_eq!(math.handle().owner_pid(), Some(first.pid()));
         assert_eq!(block_on(pow(&math)), Ok(8.0));
     }
+    let is_quick = best.iter().all(|took| *took < Duration::from_millis(100));
+    assert!(is_quick, "OwnerDied, NotFound, and served again after {best:?}");
 }
 
 #[test]
@@ -101,7 +105,7 @@ fn row_34_tasks_that_wait_together_each_keep_their_own_deadline() {
     assert_eq!(short, Err(CallError::DeadlineExceeded { executed: Executed::No }));
     let none = block_on(bus.proxy::<Untyped>("math").patience(Duration::from_millis(50)));
     assert!(matches!(none, Err(ConnectError::NotFound { .. })), "{none:?}");
-    assert!(began.elapsed() < Duration::from_secs(3), "held up for {:?}", began.elapsed());
+    assert!(began.elapsed() < PATIENCE / 2, "held up for {:?}", began.elapsed());
     // And the first is not cut short by them.
     let _owner = owner(&place);
     assert_eq!(block_on(long), Ok(8.0));
@@ -112,21 +116,21 @@ fn row_34_tasks_that_wait_together_each_keep_their_own_deadline() {
 fn a_stopped_owner_holds_up_nobody_beyond_the_deadline() {
     let place = place();
     let owner = owner(&place);
-    owner.signal(libc::SIGSTOP);
+    owner.stop();
     let bus = place.bus();
     let math: Untyped = bus.proxy("math").timeout(Duration::from_millis(100)).lazy().unwrap();
     let call = || {
         let began = Instant::now();
-        (pow(&math).wait(), began.elapsed())
+        assert_eq!(pow(&math).wait(), Err(CallError::DeadlineExceeded { executed: Executed::No }));
+        began.elapsed()
     };
-    let took: Vec<_> = std::thread::scope(|scope| {
-        let callers: Vec<_> = (0..8).map(|_| scope.spawn(call)).collect();
-        callers.into_iter().map(|caller| caller.join().unwrap()).collect()
+    let longest = quickest(3, || {
+        std::thread::scope(|scope| {
+            let callers: Vec<_> = (0..8).map(|_| scope.spawn(call)).collect();
+            callers.into_iter().map(|caller| caller.join().unwrap()).max().expect("there are eight")
+        })
     });
-    for (result, span) in took {
-        assert_eq!(result, Err(CallError::DeadlineExceeded { executed: Executed::No }));
-        assert!(span < Duration::from_secs(1), "held up for {span:?}");
-    }
+    assert!(longest < Duration::from_millis(500), "held up for {longest:?}");
     owner.signal(libc::SIGCONT);
     assert_eq!(pow(&math).timeout(PATIENCE).wait(), Ok(8.0));
 }

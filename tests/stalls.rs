@@ -4,10 +4,11 @@
 mod probe;
 mod support;
 use probe::*;
+use support::system::resident_kb;
 use support::*;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use objbus::{Call, CallError, Executed, MethodTable, Proxy, Untyped};
@@ -94,13 +95,6 @@ fn row_14_ring_full() {
     wait_until("all slots are free", || proxy.handle().in_flight() == 0);
 }
 
-/// The memory of a process in KiB.
-fn memory_of(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is there");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it has memory");
-    line.trim().trim_end_matches(" kB").parse().expect("a number")
-}
-
 #[test]
 fn row_15_caller_never_reads_responses() {
     let place = place();
@@ -108,7 +102,7 @@ fn row_15_caller_never_reads_responses() {
     let proxy = probe(&place);
     let mut hoarder = start("sends and stays", &[place.text()]);
     hoarder.expect("sent");
-    stop(&hoarder);
+    hoarder.stop();
     let call_all = || {
         for i in 0..2000 {
             assert_eq!(proxy.add(i, 1).timeout(Duration::from_secs(5)).wait(), Ok(i + 1));
@@ -118,9 +112,9 @@ fn row_15_caller_never_reads_responses() {
         }
     };
     call_all();
-    let before = memory_of(owner.pid());
+    let before = resident_kb(owner.pid());
     call_all();
-    let after = memory_of(owner.pid());
+    let after = resident_kb(owner.pid());
     assert!(after < before + 4096, "the owner grew from {before} to {after} KiB");
     hoarder.signal(libc::SIGCONT);
     hoarder.tell("read");
@@ -148,7 +142,7 @@ fn row_23_owner_stopped() {
 
 /// How long after its deadline a call to a stopped owner ends.
 fn time_out_of_a_stopped_owner(owner: &Child, proxy: &ProbeProxy, awaited: bool) -> Duration {
-    stop(owner);
+    owner.stop();
     let began = Instant::now();
     let call = proxy.mark(1).timeout(DEADLINE);
     let result = if awaited { block_on(call) } else { call.wait() };
@@ -162,13 +156,18 @@ fn time_out_of_a_stopped_owner(owner: &Child, proxy: &ProbeProxy, awaited: bool)
 }
 
 fn begun_then_stopped(owner: &mut Child, proxy: &ProbeProxy) {
-    let call = proxy.held(5).timeout(DEADLINE);
-    let waiting = std::thread::spawn(move || call.wait());
-    owner.expect("began 5");
-    stop(owner);
-    let result = waiting.join().unwrap();
+    let result = time_out_begun(|span| {
+        let call = proxy.held(5).timeout(span);
+        let waiting = std::thread::spawn(move || call.wait());
+        let began = owner.hear_within(span);
+        owner.stop();
+        let result = waiting.join().unwrap();
+        owner.signal(libc::SIGCONT);
+        let has_begun = result != Err(CallError::DeadlineExceeded { executed: Executed::No });
+        assert_eq!(began.or_else(|| has_begun.then(|| owner.hear())).is_some(), has_begun, "{result:?}");
+        result
+    });
     assert_eq!(result, Err(CallError::DeadlineExceeded { executed: Executed::Unknown }));
-    owner.signal(libc::SIGCONT);
     owner.tell("open");
     owner.expect("cancelled 5");
     assert_eq!(proxy.add(2, 2).wait(), Ok(4), "the same proxy works");
@@ -181,7 +180,7 @@ fn row_23_waiters_for_a_slot_wake() {
     for awaited in [false, true] {
         let proxy = probe(&place);
         assert_eq!(proxy.add(1, 1).wait(), Ok(2));
-        stop(&owner);
+        owner.stop();
         let mut calls: Vec<_> = (0..SLOTS).map(|id| proxy.mark(id)).collect();
         calls.iter_mut().for_each(|call| assert!(poll_once(call).is_pending()));
         // Given up, and so said not to have run; their slots are locked until the owner goes on.
@@ -206,7 +205,7 @@ fn row_24_caller_stopped_at_any_moment() {
     let proxy = probe(&place);
     for round in 0..40 {
         random.dally(Duration::from_millis(2));
-        stop(&caller);
+        caller.stop();
         for i in 0..50 {
             let sum = proxy.add(i, 1).timeout(Duration::from_secs(10)).wait();
             assert_eq!(sum, Ok(i + 1), "round {round}, seed {}", random.seed);
@@ -245,33 +244,31 @@ fn row_39_slow_methods_hide_nobody() {
 #[test]
 fn row_39_methods_that_are_slow_for_once_hide_nobody() {
     let place = place();
-    let _owner = owner(&place, &[]);
+    let mut owner = owner(&place, &[]);
     let callers: Vec<_> = (0..6).map(|_| probe(&place)).collect();
     for _ in 0..300 {
         for caller in &callers {
-            assert_eq!(caller.dawdle(0).wait(), Ok(0));
+            assert_eq!(caller.held_for_once(false).wait(), Ok(()));
         }
     }
-    let is_over = Arc::new(AtomicBool::new(false));
     let (watched, slow) = callers.split_first().expect("there are six");
     let threads: Vec<_> = slow
         .iter()
         .map(|caller| {
-            let (caller, is_over) = (caller.clone(), Arc::clone(&is_over));
-            std::thread::spawn(move || {
-                assert_eq!(caller.dawdle(3000).wait(), Ok(3000));
-                is_over.store(true, Ordering::SeqCst);
-            })
+            let call = caller.held_for_once(true);
+            std::thread::spawn(move || call.wait())
         })
         .collect();
-    wait_until("the slow ones are under way", || slow.iter().all(|one| one.handle().in_flight() == 1));
-    let mut calls = 0;
-    while !is_over.load(Ordering::SeqCst) {
-        let result = watched.dawdle(0).timeout(Duration::from_millis(1500)).wait();
-        assert_eq!(result, Ok(0), "after {calls} calls beside the slow ones");
-        calls += 1;
+    // From the first moment on, also while the other slow ones still come.
+    for i in 0..1000 {
+        assert_eq!(watched.held_for_once(false).wait(), Ok(()), "call {i} beside the slow ones");
     }
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    slow.iter().for_each(|_| owner.expect("began"));
+    for i in 0..1000 {
+        assert_eq!(watched.held_for_once(false).wait(), Ok(()), "call {i} beside all slow ones");
+    }
+    owner.tell("open");
+    threads.into_iter().for_each(|thread| assert_eq!(thread.join().unwrap(), Ok(())));
 }
 
 /// Objects that serve one call at a time, whose next calls get their turn at the same moment, run them side by side.

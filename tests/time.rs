@@ -114,10 +114,10 @@ fn stormed_caller(directory: &str) {
         // 10 ms on a machine that has time; a loaded one may take its processor away whenever a wait ends.
         assert!(took < SPAN + Duration::from_millis(60), "{kind}: {SPAN:?} took {took:?}");
     };
-    let late = Err(CallError::DeadlineExceeded { executed: objbus::Executed::Unknown });
+    let is_late = |result| matches!(result, Err(CallError::DeadlineExceeded { .. }));
     let nap = || math.call::<_, ()>("nap", &(1_000_u64,)).timeout(SPAN);
-    overdue("wait", &|| assert_eq!(nap().wait(), late));
-    overdue("await", &|| assert_eq!(block_on(nap()), late));
+    overdue("wait", &|| assert!(is_late(nap().wait())));
+    overdue("await", &|| assert!(is_late(block_on(nap()))));
     overdue("wait for a name", &|| {
         let none = bus.proxy::<Untyped>("absent").wait_for(SPAN);
         assert!(matches!(none, Err(ConnectError::NotFound { .. })), "{none:?}");

@@ -37,11 +37,11 @@ pub(crate) fn child_status(pid: libc::pid_t) -> i32 {
     if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { 128 + libc::WTERMSIG(status) }
 }
 
-/// Looks until `state` holds; fails the test after ten seconds.
+/// Looks until `state` holds; fails the test after half a minute.
 pub(crate) fn wait_until(what: &str, mut state: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + Duration::from_secs(30);
     while !state() {
-        assert!(Instant::now() < end, "not within ten seconds: {what}");
+        assert!(Instant::now() < end, "not within half a minute: {what}");
         std::thread::yield_now();
     }
 }

@@ -7,6 +7,7 @@ use objbus::Bus;
 
 use crate::caller::*;
 use crate::raw::*;
+use crate::support::system::resident_kb;
 use crate::support::*;
 use crate::victim::{Victim, connected, victim};
 
@@ -47,13 +48,7 @@ pub fn run_honest(arguments: &[String]) {
 struct Outcome {
     owner_cpu_us: u64,
     heap_growth: i64,
-    resident_growth_kb: i64,
-}
-
-fn resident_kb(pid: u32) -> i64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process lives");
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("it says its size");
-    line.split_whitespace().nth(1).and_then(|kb| kb.parse().ok()).expect("a number")
+    resident_growth_kb: u64,
 }
 
 /// Runs `thrash` again and again for a while, beside `honest` callers, none of whose calls may fail.
@@ -87,7 +82,7 @@ fn storm(victim: &Victim, honest: usize, span: Duration, mut thrash: impl FnMut(
     Outcome {
         owner_cpu_us,
         heap_growth: heap(victim) - heap_before,
-        resident_growth_kb: resident_kb(pid) - resident_before,
+        resident_growth_kb: resident_kb(pid).saturating_sub(resident_before),
     }
 }
 
@@ -210,8 +205,8 @@ fn fault_15_a_caller_that_reads_no_answers_takes_a_bounded_part_of_the_owners_me
             assert_eq!((answer.status, answer.flags), (RETURNED, SPILLED), "{answer:?}");
         }
     }
-    let grown = resident_kb(victim.process.pid()) - before;
+    let grown = resident_kb(victim.process.pid()).saturating_sub(before);
     println!("{grown} KiB for {} answers of {len} bytes", 3 * SLOTS);
-    assert!(grown < i64::from(SLOTS) * len as i64 / 512, "{grown} KiB");
+    assert!(grown < u64::from(SLOTS) * len / 512, "{grown} KiB");
     victim.expect_unharmed();
 }

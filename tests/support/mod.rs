@@ -10,11 +10,13 @@ pub mod system;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
-use objbus::Bus;
+use objbus::{Bus, CallError, Executed};
 
 /// How long anything may take on a loaded machine before a test calls it hung.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -123,6 +125,12 @@ impl Child {
         assert_eq!(unsafe { libc::kill(self.pid() as i32, signal) }, 0, "signalling process {}", self.pid());
     }
 
+    /// Stops it and waits until all of it stands still.
+    pub fn stop(&self) {
+        self.signal(libc::SIGSTOP);
+        system::wait_for_threads(self.pid(), 'T');
+    }
+
     /// Kills it with SIGKILL and reaps it; when the kill was sent.
     pub fn kill(&mut self) -> Instant {
         let at = Instant::now();
@@ -207,6 +215,40 @@ pub fn wait_until(what: &str, mut state: impl FnMut() -> bool) -> Duration {
         std::thread::yield_now();
     }
     began.elapsed()
+}
+
+/// Lets a call time out after it has begun, which on a loaded machine takes some patience; what it got then.
+pub fn time_out_begun<T>(call: impl Fn(Duration) -> Result<T, CallError>) -> Result<T, CallError> {
+    let mut span = Duration::from_millis(200);
+    loop {
+        match call(span) {
+            Err(CallError::DeadlineExceeded { executed: Executed::No }) => span *= 2,
+            other => return other,
+        }
+        assert!(span < PATIENCE, "it is never begun");
+    }
+}
+
+struct Unpark(std::thread::Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// The smallest executor there is: polls a future on this thread until it is done.
+pub fn block_on<F: Future>(future: F) -> F::Output {
+    let mut future = std::pin::pin!(future);
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let began = Instant::now();
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return output;
+        }
+        assert!(began.elapsed() < 2 * PATIENCE, "a future never ends");
+        std::thread::park_timeout(PATIENCE);
+    }
 }
 
 /// What a process holds: its descriptors and its shared mappings.

@@ -9,13 +9,13 @@ use std::io::Write;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use objbus::{Access, Bus, Call, CallContext, CallError, Limits, PanicPolicy, Published};
 use serde::de::DeserializeOwned;
 
-use super::{Child, bus_at, hear, held_by, say, start};
+use super::{Child, block_on, bus_at, hear, held_by, say, start};
 
 /// Holds methods back until it is opened.
 #[derive(Default)]
@@ -167,13 +167,12 @@ impl Probe {
         (call.pid(), call.uid(), call.gid(), left, call.object_name().to_owned())
     }
 
-    /// Sometimes slow: blocks for so long.
-    pub fn dawdle(&self, ms: u64) -> u64 {
-        let until = Instant::now() + Duration::from_millis(ms);
-        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|_| ms > 0) {
-            std::thread::park_timeout(left);
+    /// Short, but for the calls that are held.
+    pub fn held_for_once(&self, is_held: bool) {
+        if is_held {
+            say("began");
+            self.gate.pass();
         }
-        ms
     }
 }
 
@@ -278,40 +277,6 @@ pub fn wait_for_held(pid: u32, before: super::Held) {
     super::wait_until(&format!("{pid} holds {before:?} again, now {:?}", held_by(pid)), || {
         held_by(pid) == before
     });
-}
-
-/// Stops a process and waits until all of it stands still.
-pub fn stop(child: &Child) {
-    child.signal(libc::SIGSTOP);
-    super::wait_until("the process is stopped", || {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", child.pid())).expect("the process is there");
-        tasks.flatten().all(|task| {
-            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-            stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
-        })
-    });
-}
-
-struct Unpark(std::thread::Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-/// The smallest executor there is.
-pub fn block_on<F: Future>(future: F) -> F::Output {
-    let mut future = std::pin::pin!(future);
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let began = Instant::now();
-    loop {
-        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return output;
-        }
-        assert!(began.elapsed() < 2 * super::PATIENCE, "a future never ends");
-        std::thread::park_timeout(super::PATIENCE);
-    }
 }
 
 /// Polls a call once: sends it.

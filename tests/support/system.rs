@@ -138,10 +138,22 @@ pub fn of_threads(pid: u32, key: &str) -> Vec<(String, String)> {
     statuses.map(|status| (value(&status, "Name"), value(&status, key))).collect()
 }
 
+/// Waits until all threads of a process are in one state of /proc/<pid>/status.
+pub fn wait_for_threads(pid: u32, expected: char) {
+    let all = || of_threads(pid, "State").iter().all(|(_, state)| state.starts_with(expected));
+    wait_until(&format!("all threads of {pid} are in state {expected}"), all);
+}
+
 /// Waits until all threads of a process sleep: none of them is in the middle of anything.
 pub fn wait_for_rest(pid: u32) {
-    let rests = || of_threads(pid, "State").iter().all(|(_, state)| state.starts_with('S'));
-    wait_until(&format!("process {pid} rests"), rests);
+    wait_for_threads(pid, 'S');
+}
+
+/// The memory of a process that is in use, in KiB.
+pub fn resident_kb(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process lives");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it says its size");
+    line.split_whitespace().next().and_then(|kb| kb.parse().ok()).expect("a number")
 }
 
 /// How often the threads of a process have gone to sleep so far.
@@ -157,24 +169,4 @@ pub fn is_root() -> bool {
 /// The shortest of `rounds` runs: what a thing takes, without what a loaded machine adds now and then.
 pub fn quickest(rounds: usize, mut round: impl FnMut() -> Duration) -> Duration {
     (0..rounds).map(|_| round()).min().expect("at least one round")
-}
-
-/// Polls a future on this thread until it is done, at most [`PATIENCE`].
-pub fn block_on<T>(future: impl Future<Output = T>) -> T {
-    struct Unpark(std::thread::Thread);
-    impl std::task::Wake for Unpark {
-        fn wake(self: std::sync::Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = std::task::Waker::from(std::sync::Arc::new(Unpark(std::thread::current())));
-    let mut future = std::pin::pin!(future);
-    let began = Instant::now();
-    loop {
-        match future.as_mut().poll(&mut std::task::Context::from_waker(&waker)) {
-            std::task::Poll::Ready(value) => return value,
-            std::task::Poll::Pending => std::thread::park_timeout(PATIENCE),
-        }
-        assert!(began.elapsed() < PATIENCE, "the future is not done after {PATIENCE:?}");
-    }
 }
