@@ -47,7 +47,7 @@ fn call(bus: &Bus) -> Result<(), Box<dyn std::error::Error>> {
     // Whoever publishes it may still be starting.
     let info: ProcessInfoProxy = bus.proxy("processInfo").wait_for(Duration::from_secs(5))?;
     let pid = info.get_pid().wait()?; // or .await, on any runtime
-    let uptime = info.uptime().timeout(Duration::from_millis(50)).wait()?;
+    let uptime = info.uptime().timeout(Duration::from_secs(1)).wait()?;
     println!("process {pid} has been running for {uptime:.1?}; this is process {}", std::process::id());
     Ok(())
 }

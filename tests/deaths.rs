@@ -4,6 +4,7 @@
 mod probe;
 mod support;
 use probe::*;
+use support::system::expect_quick;
 use support::*;
 
 use std::collections::HashSet;
@@ -100,16 +101,15 @@ fn warm_up(owner: &mut Child, place: &Place) -> Held {
 
 /// Kills a child that said `line`; its lane goes, with all that the owner held for it.
 fn kill_callers(owner: &mut Child, place: &Place, before: Held, role: &str, line: &str) {
-    let mut best = Duration::MAX;
-    for _ in 0..ROUNDS {
+    expect_quick("the lane of a dead caller is gone", ROUNDS, NEWS, || {
         let mut caller = start(role, &[place.text()]);
         caller.expect(line);
         let at = caller.kill();
         wait_for_callers(owner, 0);
-        best = best.min(at.elapsed());
+        let took = at.elapsed();
         wait_for_held(owner.pid(), before);
-    }
-    assert!(best < NEWS, "the lane of a dead caller is gone after {best:?} at best");
+        took
+    });
 }
 
 #[test]
@@ -207,66 +207,59 @@ fn kill_owner<T: serde::de::DeserializeOwned + Send + 'static>(
 }
 
 /// The best of some rounds keeps the bound, each is far from a time-out.
-fn check_news(all: &[Duration]) {
-    let best = all.iter().min().expect("there were rounds");
-    assert!(*best < NEWS, "heard of the death after {all:?}");
-    assert!(all.iter().all(|one| *one < LATE), "heard of the death after {all:?}");
+fn expect_news(mut round: impl FnMut() -> Duration) {
+    expect_quick("news of a death", ROUNDS, NEWS, || {
+        let took = round();
+        assert!(took < LATE, "heard of the death after {took:?}");
+        took
+    });
 }
 
 #[test]
 fn row_04_owner_killed_request_not_begun() {
-    let all: Vec<_> = (0..ROUNDS)
-        .map(|_| {
-            let place = place();
-            let mut owner = owner(&place, &[]);
-            let proxy = probe(&place);
-            assert_eq!(proxy.add(1, 2).wait(), Ok(3));
-            owner.stop();
-            let handle = proxy.handle().clone();
-            let (error, after) = kill_owner(&mut owner, proxy.mark(1), |_| {
-                wait_until("the call is out", || handle.in_flight() == 1);
-            });
-            assert_eq!(error, CallError::OwnerDied { executed: Executed::No });
-            assert!(matches!(proxy.add(1, 2).wait(), Err(CallError::NotFound { .. })));
-            after
-        })
-        .collect();
-    check_news(&all);
+    expect_news(|| {
+        let place = place();
+        let mut owner = owner(&place, &[]);
+        let proxy = probe(&place);
+        assert_eq!(proxy.add(1, 2).wait(), Ok(3));
+        owner.stop();
+        let handle = proxy.handle().clone();
+        let (error, after) = kill_owner(&mut owner, proxy.mark(1), |_| {
+            wait_until("the call is out", || handle.in_flight() == 1);
+        });
+        assert_eq!(error, CallError::OwnerDied { executed: Executed::No });
+        assert!(matches!(proxy.add(1, 2).wait(), Err(CallError::NotFound { .. })));
+        after
+    });
 }
 
 #[test]
 fn row_05_owner_killed_while_computing() {
     for awaited in [false, true] {
-        let all: Vec<_> = (0..ROUNDS)
-            .map(|_| {
-                let place = place();
-                let mut owner = owner(&place, &[]);
-                let proxy = probe(&place);
-                let call = if awaited { proxy.held_async(1) } else { proxy.held(1) };
-                let (error, after) = kill_owner(&mut owner, call, |owner| owner.expect("began 1"));
-                assert_eq!(error, CallError::OwnerDied { executed: Executed::Unknown });
-                after
-            })
-            .collect();
-        check_news(&all);
+        expect_news(|| {
+            let place = place();
+            let mut owner = owner(&place, &[]);
+            let proxy = probe(&place);
+            let call = if awaited { proxy.held_async(1) } else { proxy.held(1) };
+            let (error, after) = kill_owner(&mut owner, call, |owner| owner.expect("began 1"));
+            assert_eq!(error, CallError::OwnerDied { executed: Executed::Unknown });
+            after
+        });
     }
 }
 
 #[test]
 fn row_06_owner_killed_while_writing_the_response() {
-    let all: Vec<_> = (0..ROUNDS)
-        .map(|_| {
-            let place = place();
-            let mut owner = start("writer", &[place.text()]);
-            owner.expect("ready");
-            let writer: objbus::Untyped = place.bus().proxy("writer").timeout(PATIENCE).wait().unwrap();
-            let call = writer.call::<(), Slow>("slow", &());
-            let (error, after) = kill_owner(&mut owner, call, |owner| owner.expect("writing"));
-            assert_eq!(error, CallError::OwnerDied { executed: Executed::Unknown });
-            after
-        })
-        .collect();
-    check_news(&all);
+    expect_news(|| {
+        let place = place();
+        let mut owner = start("writer", &[place.text()]);
+        owner.expect("ready");
+        let writer: objbus::Untyped = place.bus().proxy("writer").timeout(PATIENCE).wait().unwrap();
+        let call = writer.call::<(), Slow>("slow", &());
+        let (error, after) = kill_owner(&mut owner, call, |owner| owner.expect("writing"));
+        assert_eq!(error, CallError::OwnerDied { executed: Executed::Unknown });
+        after
+    });
 }
 
 #[test]

@@ -44,7 +44,7 @@ use crate::wire::output::{EncodeError, Encoded, encode_request};
 /// let math: MathProxy = bus.proxy("math").wait()?;
 ///
 /// assert_eq!(math.pow(2.0, 10.0).wait()?, 1024.0);
-/// assert_eq!(math.pow(2.0, 0.5).timeout(Duration::from_millis(50)).wait()?, 2_f64.sqrt());
+/// assert_eq!(math.pow(2.0, 0.5).timeout(Duration::from_secs(1)).wait()?, 2_f64.sqrt());
 /// # Ok(()) }
 /// ```
 #[must_use = "a call does nothing until it is sent: wait for it, await it, or send it"]
