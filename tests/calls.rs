@@ -282,7 +282,9 @@ fn bodies_of_any_size_go_and_come() {
     sizes.extend([4095, 4096, 4097, 65_535, 1 << 20, (1 << 20) + 1, 16 << 20, 64 << 20]);
     for size in sizes {
         let data: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
-        let answer = proxy.echo(&data).wait().unwrap_or_else(|error| panic!("{size} bytes: {error}"));
+        // Unoptimised code on a loaded machine takes its time for the largest.
+        let answer = proxy.echo(&data).timeout(Duration::MAX).wait();
+        let answer = answer.unwrap_or_else(|error| panic!("{size} bytes: {error}"));
         assert!(answer == data, "{size} bytes");
     }
     // The memory of big ones comes back.

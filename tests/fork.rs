@@ -14,16 +14,12 @@ fn role() {
     let Some((name, arguments)) = support::role() else { return };
     let bus = bus_at(&arguments[0]);
     match name.as_str() {
-        "owner" => {
-            let _published = bus.publish("math", table()).unwrap();
-            say("ready");
-            stay();
-        }
+        "owner" => own_math(&arguments[0]),
         "forking caller" => forking_caller(bus, &arguments[0]),
         "forking owner" => forking_owner(bus, &arguments[0]),
         "caller with an orphan" => {
             let math: Untyped = bus.proxy("math").wait().unwrap();
-            assert_eq!(math.call::<_, f64>("pow", &(2.0, 2.0)).wait(), Ok(4.0));
+            assert_eq!(pow(&math).wait(), Ok(8.0));
             leave_an_orphan(&arguments[1]);
         }
         "owner with an orphan" => {
@@ -55,8 +51,7 @@ fn failures(checks: &[(&str, &dyn Fn() -> bool)]) -> i32 {
 fn forking_caller(bus: Bus, directory: &str) {
     let math: Untyped = bus.proxy("math").wait().unwrap();
     let patient: Untyped = bus.proxy("math").absent(Absent::Wait).wait().unwrap();
-    let pow = |math: &Untyped| math.call::<_, f64>("pow", &(2.0, 2.0));
-    assert_eq!(pow(&math).wait(), Ok(4.0));
+    assert_eq!(pow(&math).wait(), Ok(8.0));
     let made_before = std::cell::Cell::new(Some(pow(&math)));
     let mut sent_before = Box::pin(math.call::<_, ()>("nap", &(300_u64,)));
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
@@ -102,15 +97,15 @@ fn forking_caller(bus: Bus, directory: &str) {
                 let math: Untyped = own.proxy("math").wait().unwrap();
                 let _published = own.publish("childs", table()).unwrap();
                 let childs: Untyped = own.proxy("childs").wait().unwrap();
-                pow(&math).wait() == Ok(4.0) && pow(&childs).wait() == Ok(4.0)
+                pow(&math).wait() == Ok(8.0) && pow(&childs).wait() == Ok(8.0)
             }),
         ])
     };
     let codes: Vec<_> = (0..3).map(|_| exit_code(fork(child))).collect();
     say(format!("children {codes:?}"));
-    assert_eq!(pow(&math).wait(), Ok(4.0));
-    assert_eq!(pow(&patient).wait(), Ok(4.0));
-    assert_eq!(made_before.take().unwrap().wait(), Ok(4.0));
+    assert_eq!(pow(&math).wait(), Ok(8.0));
+    assert_eq!(pow(&patient).wait(), Ok(8.0));
+    assert_eq!(made_before.take().unwrap().wait(), Ok(8.0));
     let slow = sent.into_inner();
     assert_eq!(block_on(slow), Ok(()));
     drop((math, patient, held.take()));
@@ -121,8 +116,7 @@ fn forking_caller(bus: Bus, directory: &str) {
 #[test]
 fn row_25_a_forked_callers_child_is_told_and_the_parent_goes_on() {
     let place = place();
-    let owner = start("owner", &[place.text()]);
-    owner.expect("ready");
+    let _owner = math_owner(&place);
     let caller = start("forking caller", &[place.text()]);
     caller.expect("children [0, 0, 0]");
     caller.expect("the parent goes on");
@@ -201,7 +195,7 @@ fn row_25_a_dead_owners_child_holds_neither_calls_nor_the_name() {
         owner.kill();
         let ended = waiting.join().unwrap();
         assert!(matches!(ended, Err(CallError::OwnerDied { .. })), "{kind}: {ended:?}");
-        let absent = math.call::<_, f64>("pow", &(2.0, 2.0)).wait();
+        let absent = pow(&math).wait();
         assert!(matches!(absent, Err(CallError::NotFound { .. })), "{kind}: {absent:?}");
         assert!(bus.names().is_empty());
         let _published = bus.publish("math", table()).expect("the name is free");

@@ -134,7 +134,7 @@ fn a_call_being_run_is_answered_by_the_old_owner() {
     wait_until("the call is out", || objbus::Proxy::handle(&math).in_flight() == 1);
     let new = bus.object("math", table()).replace().publish().unwrap();
     wait_until("the old owner is told", || old.is_replaced());
-    assert_eq!(math.call::<_, f64>("pow", &(2.0, 2.0)).wait(), Ok(4.0));
+    assert_eq!(pow(&math).wait(), Ok(8.0));
     assert_eq!(waiting.join().unwrap(), Ok(()));
     assert!(old.shutdown().wait(PATIENCE));
     assert!(!new.is_replaced());
@@ -146,7 +146,7 @@ fn replacing_nobody_is_publishing() {
     for bus in [place.bus(), Bus::in_memory()] {
         let published = bus.object("math", table()).replace().publish().unwrap();
         let math: Untyped = bus.proxy("math").wait().unwrap();
-        assert_eq!(math.call::<_, f64>("pow", &(2.0, 2.0)).wait(), Ok(4.0));
+        assert_eq!(pow(&math).wait(), Ok(8.0));
         assert!(!published.is_replaced());
     }
 }
@@ -219,5 +219,5 @@ fn a_successor_that_dies_before_it_takes_the_name_changes_nothing() {
     }
     let others = place.bus();
     let other: Untyped = others.proxy("math").wait_for(Duration::from_secs(5)).unwrap();
-    assert_eq!(other.call::<_, f64>("pow", &(2.0, 3.0)).wait(), Ok(8.0));
+    assert_eq!(pow(&other).wait(), Ok(8.0));
 }

@@ -52,7 +52,7 @@ fn owner(directory: &str) {
 /// Opens the bus, connects, calls, and drops all of it.
 fn meet(directory: &str) -> Result<(), ConnectError> {
     let math: Untyped = bus_at(directory).proxy("math").wait()?;
-    assert_eq!(math.call::<_, f64>("pow", &(2.0, 3.0)).wait(), Ok(8.0));
+    assert_eq!(pow(&math).wait(), Ok(8.0));
     Ok(())
 }
 
@@ -88,8 +88,7 @@ fn crowds(place: &Place, callers: u32) -> (u32, u32) {
 #[test]
 fn row_16_ten_thousand_short_lived_callers_leave_nothing_behind() {
     let place = place();
-    let mut owner = start("owner", &[place.text()]);
-    owner.expect("ready");
+    let mut owner = math_owner(&place);
     // The first ones make what stays: workers, the arena.
     crowds(&place, 100);
     let wait_for_none = |owner: &mut Child| {
@@ -127,18 +126,17 @@ fn row_16_callers_beyond_the_limit_are_told_so() {
     wait_until("one leaves", || published.callers() == 2);
     proxies.push(callers[3].proxy("math").wait().unwrap());
     for math in &proxies {
-        assert_eq!(math.call::<_, f64>("pow", &(2.0, 3.0)).wait(), Ok(8.0));
+        assert_eq!(pow(math).wait(), Ok(8.0));
     }
 }
 
 #[test]
 fn row_22_a_starved_owner_recovers_within_100_ms_and_burns_nothing() {
     let place = place();
-    let mut owner = start("owner", &[place.text()]);
-    owner.expect("ready");
+    let mut owner = math_owner(&place);
     let bus = place.bus();
     let math: Untyped = bus.proxy("math").wait().unwrap();
-    assert_eq!(math.call::<_, f64>("pow", &(2.0, 3.0)).wait(), Ok(8.0));
+    assert_eq!(pow(&math).wait(), Ok(8.0));
     // Its watcher has opened what the meeting takes, and closed what it needs no more.
     wait_for_rest(owner.pid());
     let before = held_by(owner.pid());
@@ -156,7 +154,7 @@ fn row_22_a_starved_owner_recovers_within_100_ms_and_burns_nothing() {
                 Err(ConnectError::HandshakeTimeout { .. }) => {}
                 other => panic!("{other:?}"),
             }
-            assert_eq!(math.call::<_, f64>("pow", &(2.0, 3.0)).wait(), Ok(8.0));
+            assert_eq!(pow(&math).wait(), Ok(8.0));
         }
         let (burnt, span) = (cpu_time(owner.pid()) - cpu, began.elapsed());
         println!("starved for {span:?}: {burnt:?} of processor time, {refused} callers refused");
@@ -183,11 +181,11 @@ fn starved_caller(directory: &str) {
     let needed = loop {
         let hoard = hoard_fds(spare);
         let connected = other.proxy::<Untyped>("math").wait();
-        assert_eq!(math.call::<_, f64>("pow", &(2.0, 3.0)).wait(), Ok(8.0));
+        assert_eq!(pow(&math).wait(), Ok(8.0));
         drop(hoard);
         match connected {
             Ok(other) => {
-                assert_eq!(other.call::<_, f64>("pow", &(2.0, 3.0)).wait(), Ok(8.0));
+                assert_eq!(pow(&other).wait(), Ok(8.0));
                 break spare;
             }
             Err(ConnectError::NoFds) => {}

@@ -14,11 +14,7 @@ fn role() {
     let Some((name, arguments)) = support::role() else { return };
     let bus = bus_at(&arguments[0]);
     match name.as_str() {
-        "owner" => {
-            let _published = bus.publish("math", table()).expect("the name is free");
-            say("ready");
-            stay();
-        }
+        "owner" => own_math(&arguments[0]),
         "starter" => {
             say("ready");
             hear();
@@ -42,7 +38,7 @@ fn role() {
         "waiter" => wait_for_names(&bus),
         "caller" => {
             let math: Untyped = bus.proxy("math").wait().unwrap();
-            assert_eq!(math.call::<_, f64>("pow", &(2.0, 3.0)).wait(), Ok(8.0));
+            assert_eq!(pow(&math).wait(), Ok(8.0));
             say("called");
             stay();
         }
@@ -53,8 +49,7 @@ fn role() {
 #[test]
 fn row_18_a_taken_name_is_refused_within_10_ms_and_its_owner_undisturbed() {
     let place = place();
-    let owner = start("owner", &[place.text()]);
-    owner.expect("ready");
+    let owner = math_owner(&place);
     let bus = place.bus();
     let math: Untyped = bus.proxy("math").wait().unwrap();
     expect_quick("AlreadyPublished and a call", 10, Duration::from_millis(10), || {
@@ -73,8 +68,7 @@ fn row_18_a_taken_name_is_refused_within_10_ms_and_its_owner_undisturbed() {
 #[test]
 fn row_19_of_a_hundred_starters_over_a_stale_socket_one_wins() {
     let place = place();
-    let mut old = start("owner", &[place.text()]);
-    old.expect("ready");
+    let mut old = math_owner(&place);
     old.kill();
     assert_eq!(place.files(), ["math"], "the dead owner's socket");
     let mut starters: Vec<_> = (0..100).map(|_| start("starter", &[place.text()])).collect();
@@ -105,8 +99,7 @@ fn row_19_of_a_hundred_starters_over_a_stale_socket_one_wins() {
 fn row_19_a_kill_of_owner_and_caller_leaves_one_dead_socket_at_most() {
     let place = place();
     for next in ["publisher", "lister"] {
-        let mut owner = start("owner", &[place.text()]);
-        owner.expect("ready");
+        let mut owner = math_owner(&place);
         let mut caller = start("caller", &[place.text()]);
         caller.expect("called");
         owner.kill();
@@ -132,7 +125,7 @@ fn wait_for_names(bus: &Bus) {
             if kind == "await" { block_on(connect.patience(PATIENCE)) } else { connect.wait_for(PATIENCE) };
         let at = Instant::now();
         let math = found.expect("the name appears");
-        assert_eq!(math.call::<_, f64>("pow", &(2.0, 3.0)).wait(), Ok(8.0));
+        assert_eq!(pow(&math).wait(), Ok(8.0));
         drop(math);
         // CLOCK_MONOTONIC is the same for both processes.
         say(format!("{}", now_ns() - at.elapsed().as_nanos() as u64));
@@ -209,13 +202,13 @@ fn a_withdrawn_name_is_gone_and_a_running_call_is_answered() {
     let shutdown = published.shutdown();
     assert_eq!(bus.names(), [("other".to_owned(), us)]);
     assert_eq!(place.files(), ["other"]);
-    let gone = math.call::<_, f64>("pow", &(2.0, 2.0)).wait();
+    let gone = pow(&math).wait();
     assert!(matches!(gone, Err(CallError::NotFound { .. } | CallError::Unpublished { .. })), "{gone:?}");
     let ended = waiting.join().unwrap();
     assert!(matches!(ended, Ok(()) | Err(CallError::Unpublished { .. })), "{ended:?}");
     assert!(shutdown.wait(PATIENCE));
     let again = bus.publish("math", table()).unwrap();
-    assert_eq!(math.call::<_, f64>("pow", &(2.0, 2.0)).wait(), Ok(4.0));
+    assert_eq!(pow(&math).wait(), Ok(8.0));
     block_on(again.shutdown());
 }
 
@@ -229,7 +222,7 @@ fn two_buses_of_one_process_are_two_callers() {
     let proxies: Vec<Untyped> =
         [&first, &second, &first].map(|bus| bus.proxy("math").wait().unwrap()).into_iter().collect();
     for math in &proxies {
-        assert_eq!(math.call::<_, f64>("pow", &(2.0, 2.0)).wait(), Ok(4.0));
+        assert_eq!(pow(math).wait(), Ok(8.0));
     }
     assert_eq!(published.callers(), 2);
     drop(proxies);

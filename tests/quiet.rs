@@ -17,21 +17,13 @@ const QUIET: Duration = Duration::from_secs(2);
 fn role() {
     let Some((name, arguments)) = support::role() else { return };
     match name.as_str() {
-        "owner" => {
-            let bus = bus_at(&arguments[0]);
-            let published = bus.publish("math", table()).unwrap();
-            say("ready");
-            loop {
-                hear();
-                say(published.callers().to_string());
-            }
-        }
+        "owner" => own_math(&arguments[0]),
         "callers" => {
             let buses: Vec<Bus> = (0..BUSES).map(|_| bus_at(&arguments[0])).collect();
             let proxies: Vec<Untyped> = buses.iter().map(|bus| bus.proxy("math").wait().unwrap()).collect();
             for math in &proxies {
-                assert_eq!(math.call::<_, f64>("pow", &(2.0, 3.0)).wait(), Ok(8.0));
-                assert_eq!(block_on(math.call::<_, f64>("pow", &(2.0, 3.0))), Ok(8.0));
+                assert_eq!(pow(math).wait(), Ok(8.0));
+                assert_eq!(block_on(pow(math)), Ok(8.0));
             }
             say("called");
             stay();
@@ -43,8 +35,7 @@ fn role() {
 #[test]
 fn a_hundred_idle_callers_wake_nobody() {
     let place = place();
-    let mut owner = start("owner", &[place.text()]);
-    owner.expect("ready");
+    let mut owner = math_owner(&place);
     let callers: Vec<_> = (0..PROCESSES).map(|_| start("callers", &[place.text()])).collect();
     callers.iter().for_each(|process| process.expect("called"));
     owner.tell("how many?");
@@ -65,8 +56,7 @@ fn a_hundred_idle_callers_wake_nobody() {
 #[test]
 fn the_librarys_threads_block_every_signal_and_the_programs_none() {
     let place = place();
-    let owner = start("owner", &[place.text()]);
-    owner.expect("ready");
+    let owner = math_owner(&place);
     let callers = start("callers", &[place.text()]);
     callers.expect("called");
     for pid in [owner.pid(), callers.pid()] {

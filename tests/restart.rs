@@ -12,26 +12,13 @@ use objbus::{Absent, CallError, ConnectError, Executed, Proxy, Untyped};
 fn role() {
     let Some((name, arguments)) = support::role() else { return };
     assert_eq!(name, "owner");
-    let bus = bus_at(&arguments[0]);
-    let _published = bus.publish("math", table()).expect("the name is free");
-    say("ready");
-    stay();
-}
-
-fn owner(place: &Place) -> Child {
-    let owner = start("owner", &[place.text()]);
-    owner.expect("ready");
-    owner
-}
-
-fn pow(math: &Untyped) -> objbus::Call<f64> {
-    math.call("pow", &(2.0, 3.0))
+    own_math(&arguments[0])
 }
 
 #[test]
 fn row_34_the_same_proxy_works_again_after_a_restart() {
     let place = place();
-    let mut first = owner(&place);
+    let mut first = math_owner(&place);
     let math: Untyped = place.bus().proxy("math").wait().unwrap();
     assert_eq!(pow(&math).wait(), Ok(8.0));
     // Each of the three is to take 100 ms at most, which the best of some rounds must keep on a loaded machine.
@@ -48,7 +35,7 @@ fn row_34_the_same_proxy_works_again_after_a_restart() {
         assert!(matches!(pow(&math).wait(), Err(CallError::NotFound { executed: Executed::No, .. })));
         best[1] = best[1].min(absent.elapsed());
         assert!(matches!(block_on(pow(&math)), Err(CallError::NotFound { executed: Executed::No, .. })));
-        first = owner(&place);
+        first = math_owner(&place);
         let back = Instant::now();
         assert_eq!(pow(&math).wait(), Ok(8.0));
         best[2] = best[2].min(back.elapsed());
@@ -62,7 +49,7 @@ fn row_34_the_same_proxy_works_again_after_a_restart() {
 #[test]
 fn row_34_who_waits_for_an_absent_owner_is_served_when_it_comes() {
     let place = place();
-    let mut first = owner(&place);
+    let mut first = math_owner(&place);
     let bus = place.bus();
     let math: Untyped = bus.proxy("math").absent(Absent::Wait).timeout(PATIENCE).wait().unwrap();
     assert_eq!(pow(&math).wait(), Ok(8.0));
@@ -77,7 +64,7 @@ fn row_34_who_waits_for_an_absent_owner_is_served_when_it_comes() {
     let none = pow(&math).timeout(Duration::from_millis(30)).wait();
     assert_eq!(none, Err(CallError::DeadlineExceeded { executed: Executed::No }));
     assert!(short.elapsed() >= Duration::from_millis(30));
-    let _second = owner(&place);
+    let _second = math_owner(&place);
     for thread in waiting {
         let (waited, awaited, _when) = thread.join().unwrap();
         assert_eq!((waited, awaited), (Ok(8.0), Ok(8.0)));
@@ -107,7 +94,7 @@ fn row_34_tasks_that_wait_together_each_keep_their_own_deadline() {
     assert!(matches!(none, Err(ConnectError::NotFound { .. })), "{none:?}");
     assert!(began.elapsed() < PATIENCE / 2, "held up for {:?}", began.elapsed());
     // And the first is not cut short by them.
-    let _owner = owner(&place);
+    let _owner = math_owner(&place);
     assert_eq!(block_on(long), Ok(8.0));
     assert_eq!(block_on(pow(&block_on(connecting).unwrap())), Ok(8.0));
 }
@@ -115,7 +102,7 @@ fn row_34_tasks_that_wait_together_each_keep_their_own_deadline() {
 #[test]
 fn a_stopped_owner_holds_up_nobody_beyond_the_deadline() {
     let place = place();
-    let owner = owner(&place);
+    let owner = math_owner(&place);
     owner.stop();
     let bus = place.bus();
     let math: Untyped = bus.proxy("math").timeout(Duration::from_millis(100)).lazy().unwrap();
@@ -141,7 +128,7 @@ fn a_lazy_proxy_connects_with_its_first_call() {
     let math: Untyped = bus.proxy("math").lazy().unwrap();
     assert!(!math.handle().is_connected());
     assert!(matches!(pow(&math).wait(), Err(CallError::NotFound { .. })));
-    let owner = owner(&place);
+    let owner = math_owner(&place);
     assert_eq!(pow(&math).wait(), Ok(8.0));
     assert_eq!(math.handle().owner_pid(), Some(owner.pid()));
     assert!(matches!(bus.proxy::<Untyped>("no/name").lazy(), Err(ConnectError::NameInvalid { .. })));

@@ -64,7 +64,7 @@ fn within_a_cell(directory: &str) {
     let bus = bus_at(directory);
     let math: Untyped = bus.proxy("math").wait().unwrap();
     // What is set up once per thread and process is set up before.
-    assert_eq!(math.call::<_, f64>("pow", &(2.0, 3.0)).wait(), Ok(8.0));
+    assert_eq!(pow(&math).wait(), Ok(8.0));
     let late = math.call::<_, ()>("nap", &(1_000_u64,)).timeout(Duration::from_millis(1)).wait();
     assert!(late.is_err());
     assert_eq!(math.call::<_, ()>("nap", &(100_u64,)).wait(), Ok(()));
@@ -86,7 +86,7 @@ fn within_a_cell(directory: &str) {
 fn beyond_a_cell(directory: &str) {
     let bus = bus_at(directory);
     let math: Untyped = bus.proxy("math").wait().unwrap();
-    assert_eq!(math.call::<_, f64>("pow", &(2.0, 3.0)).wait(), Ok(8.0));
+    assert_eq!(pow(&math).wait(), Ok(8.0));
     let other = bus_at(directory);
     let (call, connect) =
         (math.call::<_, u64>("echo", &(vec![1_u8; 1 << 20],)), other.proxy::<Untyped>("math"));
@@ -96,7 +96,7 @@ fn beyond_a_cell(directory: &str) {
     let right =
         matches!(refused, Err(CallError::NoMemory { executed: Executed::No })) && unconnected.is_err();
     // The lane is none the worse for it.
-    let on = math.call::<_, f64>("pow", &(2.0, 3.0)).wait() == Ok(8.0);
+    let on = pow(&math).wait() == Ok(8.0);
     if right && on {
         report("\nobjbus>errors\n");
     }
@@ -106,8 +106,7 @@ fn beyond_a_cell(directory: &str) {
 #[test]
 fn row_37_calls_within_a_cell_need_futex_and_write_alone() {
     let place = place();
-    let owner = start("owner", &[place.text()]);
-    owner.expect("ready");
+    let _owner = math_owner(&place);
     let caller = start("killed if it strays", &[place.text()]);
     caller.expect("all within the filter");
     assert!(caller.finish().success());
@@ -116,10 +115,9 @@ fn row_37_calls_within_a_cell_need_futex_and_write_alone() {
 #[test]
 fn row_37_what_the_filter_refuses_is_an_error() {
     let place = place();
-    let owner = start("owner", &[place.text()]);
-    owner.expect("ready");
+    let _owner = math_owner(&place);
     let caller = start("refused if it strays", &[place.text()]);
     caller.expect("errors");
     let math: Untyped = place.bus().proxy("math").wait().unwrap();
-    assert_eq!(math.call::<_, f64>("pow", &(2.0, 3.0)).wait(), Ok(8.0));
+    assert_eq!(pow(&math).wait(), Ok(8.0));
 }

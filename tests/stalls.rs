@@ -4,7 +4,7 @@
 mod probe;
 mod support;
 use probe::*;
-use support::system::{expect_quick, resident_kb};
+use support::system::{expect_quick, of_threads, resident_kb};
 use support::*;
 
 use std::sync::Arc;
@@ -180,8 +180,12 @@ fn row_23_waiters_for_a_slot_wake() {
         drop(calls);
         assert_eq!(proxy.add(1, 1).try_wait(), Err(CallError::Overloaded { executed: Executed::No }));
         let call = proxy.add(20, 22);
-        let waiting = std::thread::spawn(move || if awaited { block_on(call) } else { call.wait() });
-        wait_until("the other thread waits", || !waiting.is_finished());
+        let wait = move || if awaited { block_on(call) } else { call.wait() };
+        let waiting = std::thread::Builder::new().name("waits".to_owned()).spawn(wait).unwrap();
+        wait_until("the other thread waits", || {
+            let threads = of_threads(std::process::id(), "State");
+            threads.iter().any(|(name, state)| name == "waits" && state.starts_with('S'))
+        });
         owner.signal(libc::SIGCONT);
         assert_eq!(waiting.join().unwrap(), Ok(42), "long before its deadline");
         assert_eq!(proxy.runs().wait(), Ok(0));

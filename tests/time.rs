@@ -14,12 +14,7 @@ use objbus::{CallError, ConnectError, Untyped};
 fn role() {
     let Some((name, arguments)) = support::role() else { return };
     match name.as_str() {
-        "owner" => {
-            let bus = bus_at(&arguments[0]);
-            let _published = bus.publish("math", table()).unwrap();
-            say("ready");
-            stay();
-        }
+        "owner" => own_math(&arguments[0]),
         "stormed caller" => stormed_caller(&arguments[0]),
         "ringer" => ringer(&arguments[0]),
         other => panic!("no role {other}"),
@@ -130,8 +125,7 @@ fn stormed_caller(directory: &str) {
 #[test]
 fn row_32_deadlines_are_kept_through_a_storm_of_signals() {
     let place = place();
-    let owner = start("owner", &[place.text()]);
-    owner.expect("ready");
+    let owner = math_owner(&place);
     let caller = start("stormed caller", &[place.text()]);
     for _ in 0..3 {
         println!("{}", caller.hear());
@@ -154,7 +148,7 @@ fn row_32_deadlines_are_kept_through_a_storm_of_signals() {
             }
         });
         for _ in 0..500 {
-            assert_eq!(math.call::<_, f64>("pow", &(2.0, 3.0)).timeout(PATIENCE).wait(), Ok(8.0));
+            assert_eq!(pow(&math).timeout(PATIENCE).wait(), Ok(8.0));
         }
         stop.store(true, Ordering::Relaxed);
     });
@@ -185,7 +179,7 @@ fn ringer(directory: &str) {
     });
     // It is still served itself, if a little later.
     hear();
-    assert_eq!(math.call::<_, f64>("pow", &(2.0, 3.0)).wait(), Ok(8.0));
+    assert_eq!(pow(&math).wait(), Ok(8.0));
     say("served");
     stay();
 }
@@ -193,10 +187,9 @@ fn ringer(directory: &str) {
 #[test]
 fn row_32_who_rings_for_nothing_costs_its_owner_little() {
     let place = place();
-    let owner = start("owner", &[place.text()]);
-    owner.expect("ready");
+    let owner = math_owner(&place);
     let math: Untyped = place.bus().proxy("math").wait().unwrap();
-    assert_eq!(math.call::<_, f64>("pow", &(2.0, 3.0)).wait(), Ok(8.0));
+    assert_eq!(pow(&math).wait(), Ok(8.0));
     let mut ringer = start("ringer", &[place.text()]);
     ringer.expect("rings");
     let (cpu, began) = (cpu_time(owner.pid()), Instant::now());
@@ -205,7 +198,7 @@ fn row_32_who_rings_for_nothing_costs_its_owner_little() {
     println!("{burnt:?} of {span:?} burnt on rings for nothing");
     assert!(burnt < span / 4, "{burnt:?} of {span:?} burnt");
     for _ in 0..1_000 {
-        assert_eq!(math.call::<_, f64>("pow", &(2.0, 3.0)).wait(), Ok(8.0));
+        assert_eq!(pow(&math).wait(), Ok(8.0));
     }
     ringer.tell("call");
     ringer.expect("served");

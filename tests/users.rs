@@ -43,7 +43,7 @@ fn stranger(directory: &str) {
     say("ready");
     loop {
         let answer = match hear().as_str() {
-            "call" => format!("{:?}", math.call::<_, f64>("pow", &(2.0, 3.0)).wait()),
+            "call" => format!("{:?}", pow(&math).wait()),
             "who" => format!("{:?}", math.call::<_, Option<(u32, u32)>>("caller", &()).wait()),
             "nap" => format!("{:?}", math.call::<_, ()>("nap", &(0_u64,)).wait()),
             "connect" => format!("{:?}", bus.proxy::<Untyped>("math").wait().map(drop)),
@@ -133,7 +133,7 @@ fn row_20_a_squatters_object_is_not_called() {
     assert!(Bus::builder().directory(place.path()).owner(0).open().is_err());
     let theirs = Bus::builder().directory(place.path()).owner(STRANGER).open().unwrap();
     let math: Untyped = theirs.proxy("math").wait().unwrap();
-    assert_eq!(math.call::<_, f64>("pow", &(2.0, 3.0)).wait(), Ok(8.0));
+    assert_eq!(pow(&math).wait(), Ok(8.0));
     // In a directory of root's, which may hold sockets of several users, each is known by who listens.
     let common = support::place();
     let ours = Bus::builder().directory(common.path()).owner(STRANGER).open().unwrap();

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use objbus::MethodTable;
+use objbus::{Call, MethodTable, Untyped};
 
-use super::{Held, PATIENCE, held_by, wait_until};
+use super::{Child, Held, PATIENCE, Place, bus_at, hear, held_by, say, start, wait_until};
 
 /// The object that most tests publish.
 pub fn table() -> MethodTable {
@@ -16,6 +16,28 @@ pub fn table() -> MethodTable {
             let _ = nobody.recv_timeout(Duration::from_millis(ms));
         })
         .method("caller", || objbus::CallContext::current().map(|call| (call.pid(), call.uid())))
+}
+
+/// The role of an owner: publishes that object as `math`, and answers each line with how many callers it has.
+pub fn own_math(directory: &str) -> ! {
+    let published = bus_at(directory).publish("math", table()).expect("the name is free");
+    say("ready");
+    loop {
+        hear();
+        say(published.callers().to_string());
+    }
+}
+
+/// Starts the role `owner` and waits until it has published.
+pub fn math_owner(place: &Place) -> Child {
+    let owner = start("owner", &[place.text()]);
+    owner.expect("ready");
+    owner
+}
+
+/// The third power of 2, which is 8.
+pub fn pow(math: &Untyped) -> Call<f64> {
+    math.call("pow", &(2.0, 3.0))
 }
 
 /// A child made by `fork`, with the handlers that libc runs for it: it runs `f` and exits with its result.
