@@ -103,8 +103,8 @@ pub(crate) struct Lane {
     last_slow_ns: AtomicU64,
     token: OnceLock<Token>,
     link: Weak<Link>,
-    /// Slots of calls that outlived the link.
-    orphans: AtomicU64,
+    /// Once the link is gone: the slots of its calls that are not answered.
+    orphans: Mutex<Option<u64>>,
     /// Whether this process may spin at all.
     spins: bool,
     this: Weak<Lane>,
@@ -152,7 +152,7 @@ impl Lane {
             last_slow_ns: AtomicU64::new(0),
             token: OnceLock::new(),
             link: parts.link,
-            orphans: AtomicU64::new(0),
+            orphans: Mutex::new(None),
             spins: parts.spins,
             this: Weak::clone(this),
         })
@@ -334,7 +334,7 @@ impl Lane {
                 waiting.waker = Some(waker.clone());
             }
             // Under the lock, so that the watcher, which arms anew under it, is never overtaken with an old number.
-            self.ring.set_sleep(slot, self.arm.load(Ordering::SeqCst));
+            self.ring.set_sleep(slot, self.arm_number());
         }
         if self.ring.look(slot) != Look::Waiting || self.fate().is_final() {
             return true;
@@ -359,8 +359,10 @@ impl Lane {
 
     /// Undoes [`arm`](Self::arm).
     pub fn disarm(&self, slot: usize) {
-        self.waiting[slot].lock().waker = None;
+        let waker = self.waiting[slot].lock().waker.take();
         self.ring.clear_sleep(slot);
+        // Without the lock: with it may go the last of a task.
+        drop(waker);
     }
 
     /// Keeps the spilled arguments of the call in `slot` until [`drop_chunk`](Self::drop_chunk).
@@ -401,7 +403,7 @@ impl Lane {
             if waiting.waker.is_none() {
                 continue;
             }
-            self.ring.set_sleep(slot, self.arm.load(Ordering::SeqCst));
+            self.ring.set_sleep(slot, self.arm_number());
             if self.ring.look(slot) != Look::Waiting || self.fate().is_final() {
                 let waker = waiting.waker.take();
                 drop(waiting);
@@ -410,13 +412,21 @@ impl Lane {
         }
         match self.link.upgrade() {
             Some(link) => link.reap(self),
-            None => self.end_if_orphaned(false),
+            None => self.reap_orphans(),
         }
     }
 
-    /// Has the owner send a wake for the answer in `slot`, for nobody in particular.
-    pub fn arm_for_reaping(&self, slot: usize) {
-        self.ring.set_sleep(slot, self.arm.load(Ordering::SeqCst));
+    /// Has the owner send a wake for the answer in `slot`, for nobody in particular. The arm number: once it is another, the
+    /// wake may be spent.
+    pub fn arm_for_reaping(&self, slot: usize) -> u32 {
+        let arm = self.arm_number();
+        self.ring.set_sleep(slot, arm);
+        arm
+    }
+
+    /// What who waits for a wake is armed with at present.
+    pub fn arm_number(&self) -> u32 {
+        self.arm.load(Ordering::SeqCst)
     }
 
     /// The owner wrote what no honest one does.
@@ -490,19 +500,25 @@ impl Lane {
     /// The link is gone. Calls of it that nobody waits for may still be in the ring: the lane, and what was lent with
     /// them, stays until the owner has taken them.
     pub fn outlive_link(&self, unanswered: u64) {
-        self.orphans.store(unanswered, Ordering::SeqCst);
-        self.end_if_orphaned(unanswered == 0);
+        *self.orphans.lock() = Some(unanswered);
+        self.reap_orphans();
     }
 
-    /// Disconnects once no orphaned call waits for its answer.
-    fn end_if_orphaned(&self, is_orphaned: bool) {
-        let before = self.orphans.load(Ordering::SeqCst);
+    /// Disconnects once the link is gone and its last call is answered.
+    fn reap_orphans(&self) {
+        // Locked from reading the arm number on: who read an older one is not to write it over a newer.
+        let mut orphans = self.orphans.lock();
+        let Some(unanswered) = *orphans else { return };
+        let slots = || (0..SLOTS).filter(|slot| unanswered & 1 << slot != 0);
         // Armed first, and anew with each wake, so that an answer after the look below wakes us again.
-        (0..SLOTS).filter(|slot| before & 1 << slot != 0).for_each(|slot| self.arm_for_reaping(slot));
-        let is_answered = |slot: &usize| before & 1 << slot != 0 && self.ring.look(*slot) != Look::Waiting;
-        let answered = (0..SLOTS).filter(is_answered).fold(0, |bits, slot| bits | 1_u64 << slot);
-        let left = self.orphans.fetch_and(!answered, Ordering::SeqCst) & !answered;
-        if left == 0 && (is_orphaned || before != 0) {
+        for slot in slots() {
+            self.arm_for_reaping(slot);
+        }
+        let left = slots().filter(|slot| self.ring.look(*slot) == Look::Waiting);
+        let left = left.fold(0, |bits, slot| bits | 1_u64 << slot);
+        *orphans = (left != 0).then_some(left);
+        drop(orphans);
+        if left == 0 {
             self.disconnect();
         }
     }

@@ -154,15 +154,7 @@ impl Port {
         // SAFETY: we hold the slot now.
         let lane = unsafe { self.lane() };
         match lane.ring.look(slot) {
-            Look::Waiting if !lane.fate().is_final() => {
-                if self.waiting.load(Ordering::SeqCst) != 0 || lane.has_chunk(slot) {
-                    // Its answer is news for somebody. Anew each time: the owner wakes once per arm number.
-                    lane.arm_for_reaping(slot);
-                }
-                self.abandoned.fetch_or(bit, Ordering::SeqCst);
-                // The answer may have come between the look and the bit, with its wake spent on nothing.
-                return lane.ring.look(slot) != Look::Waiting && self.reap_slot(slot);
-            }
+            Look::Waiting if !lane.fate().is_final() => return self.leave(slot, lane),
             Look::Answered => {
                 lane.ring.clear_sleep(slot);
                 lane.ring.clear_withdrawn(slot);
@@ -176,6 +168,22 @@ impl Port {
         }
         lane.drop_chunk(slot);
         self.release(slot)
+    }
+
+    /// Leaves a slot that we hold, and whose call is not answered, to whoever comes by after its answer.
+    fn leave(&self, slot: usize, lane: &Arc<Lane>) -> bool {
+        let is_news = self.waiting.load(Ordering::SeqCst) != 0 || lane.has_chunk(slot);
+        // Anew each time: the owner wakes once per arm number.
+        let armed = is_news.then(|| (Arc::clone(lane), lane.arm_for_reaping(slot)));
+        self.abandoned.fetch_or(1 << slot, Ordering::SeqCst);
+        // From here on another may free the slot, and the lane with it: only a lane of our own is looked at. And whoever came
+        // between our looks and the bit passed the slot by: with the wake for the answer, the end of the lane, or a wait for
+        // a slot.
+        let was_passed_by = match armed {
+            Some((lane, arm)) => lane.ring.look(slot) != Look::Waiting || lane.arm_number() != arm,
+            None => self.waiting.load(Ordering::SeqCst) != 0,
+        };
+        (was_passed_by || self.retired.load(Ordering::SeqCst)) && self.reap_slot(slot)
     }
 
     /// Takes the lane out with its abandoned calls still unanswered: the lane, and their slots. For the link's end, when

@@ -23,6 +23,7 @@ use crate::sync::{Ordering, left_out};
 mod calls;
 mod death;
 mod ending;
+mod leaving;
 mod polling;
 mod slots;
 mod tasks;
