@@ -304,7 +304,7 @@ fn output_for(lane: &OwnerLane, request: &Request, one_way: bool) -> Output {
     if one_way {
         return Output::heap(limit);
     }
-    // SAFETY: the slot's body is ours from taking the request until answering it, which the busy mark guards even
+    // SAFETY: the slot's body is ours from taking the request until answering it, which the counts of both guard even
     // against a caller that names the slot twice; the memory is mapped as long as the lane, which the worker, or the
     // ticket of the task, holds for longer than the output.
     unsafe { Output::new(lane.ring.response_body(request.slot()), RESPONSE_BODY, limit) }

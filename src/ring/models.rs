@@ -24,6 +24,7 @@ mod calls;
 mod death;
 mod ending;
 mod leaving;
+mod naming;
 mod polling;
 mod slots;
 mod tasks;

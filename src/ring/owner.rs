@@ -10,7 +10,7 @@ use crossbeam_utils::CachePadded;
 
 use super::caller::RequestWords;
 use super::layout::*;
-use crate::sync::{AtomicBool, AtomicU8, AtomicU32, Ordering, fence};
+use crate::sync::{AtomicBool, AtomicU32, Ordering, fence};
 
 /// What taking gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,10 +98,9 @@ pub(crate) struct OwnerRing {
     next: AtomicU32,
     /// The worker that looks at this lane by itself; 0: none.
     poller: AtomicU32,
-    /// Per slot, 1 while a call is out in it: set under `taking`, cleared by who answers.
-    busy: [AtomicU8; SLOTS],
-    /// Per slot, how many answers were given. Written by who answers the slot's call.
-    answers: [AtomicU32; SLOTS],
+    /// Per slot, how many requests were taken: one more than its `count` says while a call is out in it. Only written under
+    /// `taking`.
+    taken: [AtomicU32; SLOTS],
 }
 
 // SAFETY: both memories are only touched through atomics, and stay mapped (see `new`); `next` is guarded by `taking`.
@@ -122,8 +121,7 @@ impl OwnerRing {
             taking: CachePadded::new(AtomicBool::new(false)),
             next: AtomicU32::new(0),
             poller: AtomicU32::new(0),
-            busy: std::array::from_fn(|_| AtomicU8::new(0)),
-            answers: std::array::from_fn(|_| AtomicU32::new(0)),
+            taken: std::array::from_fn(|_| AtomicU32::new(0)),
         }
     }
 
@@ -140,23 +138,22 @@ impl OwnerRing {
     }
 
     /// Whether a call is taken and not answered. Exact for who has stopped the taking of new ones.
-    ///
-    /// A slot is free a moment before its caller can see the answer (see [`answer`](Self::answer)): until then it is busy
-    /// here, or the lane would end under an answer that is being given.
     pub fn is_busy(&self) -> bool {
-        let is_busy = |slot: usize| {
-            // Acquire: who sees the slot free sees the number of the answer that freed it.
-            self.busy[slot].load(Ordering::Acquire) != 0
-                || self.response().slots[slot].count.load(Ordering::Relaxed)
-                    != self.answers[slot].load(Ordering::Relaxed)
-        };
-        (0..SLOTS).any(is_busy)
+        (0..SLOTS).any(|slot| self.is_out(slot))
+    }
+
+    /// Whether a call is out in `slot`.
+    #[inline(always)]
+    fn is_out(&self, slot: usize) -> bool {
+        // Acquire: the count is the last that the answer's giver writes, so who sees the slot free has it to itself.
+        let answered = self.response().slots[slot].count.load(Ordering::Acquire);
+        answered != self.taken[slot].load(Ordering::Relaxed)
     }
 
     /// Becomes the one thread that takes from this lane, unless another is.
     #[inline(always)]
     pub fn try_lock(&self) -> Option<Taker<'_>> {
-        // Acquire pairs with the drop of the last Taker: its `next` and `busy` are ours now.
+        // Acquire pairs with the drop of the last Taker: its `next` and `taken` are ours now.
         // Lazily made: a Taker that is not ours must not exist even for a moment, since its drop unlocks.
         (!self.taking.load(Ordering::Relaxed) && !self.taking.swap(true, Ordering::Acquire))
             .then(|| Taker { ring: self })
@@ -272,11 +269,8 @@ impl OwnerRing {
         let response = &self.response().slots[slot];
         response.meta.store(meta.pack(), Ordering::Relaxed);
         response.len.store(len, Ordering::Relaxed);
-        self.answers[slot].store(wanted, Ordering::Relaxed);
-        // Before the count: the caller may use the slot again at once, and must not find it busy. A hostile caller
-        // that names the slot just now can make another thread write the body, never the words of this function.
-        self.busy[slot].store(0, Ordering::Release);
-        // Release: who sees the count sees the response.
+        // Release: who sees the count sees the response. It is what makes the slot free, for our own takers too: so it comes
+        // last, and a caller that names the slot a moment before has named one that is not free.
         response.count.store(wanted, Ordering::Release);
     }
 
@@ -343,18 +337,18 @@ impl Taker<'_> {
             return Take::Violation;
         }
         let slot = request.slot();
-        if ring.busy[slot].load(Ordering::Acquire) != 0 {
+        if ring.is_out(slot) {
             return Take::Violation;
         }
-        ring.busy[slot].store(1, Ordering::Relaxed);
-        request.wanted = ring.answers[slot].load(Ordering::Relaxed).wrapping_add(1);
+        request.wanted = ring.taken[slot].load(Ordering::Relaxed).wrapping_add(1);
+        ring.taken[slot].store(request.wanted, Ordering::Relaxed);
         ring.next.store(position.wrapping_add(1), Ordering::Relaxed);
         Take::Taken
     }
 
     /// How many calls are taken and not answered. Whoever holds the lock counts none that came after its own.
     pub fn busy(&self) -> u32 {
-        self.ring.busy.iter().map(|busy| u32::from(busy.load(Ordering::Relaxed))).sum()
+        (0..SLOTS).map(|slot| u32::from(self.ring.is_out(slot))).sum()
     }
 }
 
