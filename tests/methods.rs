@@ -21,6 +21,7 @@ fn role() {
     match name.as_str() {
         "owner" => own(&arguments),
         "fragile" => own_fragile(&arguments),
+        "doomed" => own_doomed(&arguments),
         "ring" => own_ring(&arguments),
         other => panic!("no role `{other}`"),
     }
@@ -79,6 +80,13 @@ impl Fragile {
     /// What is thrown panics when it is dropped.
     pub fn throws(&self) -> u32 {
         std::panic::panic_any(Mine(13))
+    }
+
+    /// Waits for what never comes and tells nobody, so that its future is dropped at once.
+    pub async fn forgotten(&self) -> u32 {
+        let mine = Mine(13);
+        std::future::pending::<()>().await;
+        mine.0
     }
 
     pub fn aborts(&self) -> u32 {
@@ -152,6 +160,52 @@ fn row_26_panic_in_drop() {
         let given = proxy.gives().wait();
         assert!(matches!(given, Err(CallError::MethodPanicked { .. })), "the result is dropped by the owner");
         assert_eq!(proxy.fine().wait(), Ok(1));
+    }
+}
+
+/// More than a process has workers: each that ended would be missed.
+const DROPS: u32 = 300;
+
+#[test]
+fn row_26_a_panic_in_the_drop_of_an_async_method_ends_no_worker() {
+    let place = place();
+    let (_owner, proxy) = fragile(&place, &[]);
+    for _ in 0..DROPS {
+        assert_eq!(proxy.forgotten().wait(), Err(panicked("a panic in drop")));
+    }
+    assert_eq!(proxy.fine().wait(), Ok(1));
+}
+
+/// Publishes objects whose drop panics, one after the other, each as soon as it is told to, and beside them one that stays.
+fn own_doomed(arguments: &[String]) -> ! {
+    std::panic::set_hook(Box::new(|_| {}));
+    let bus = bus_at(&arguments[0]);
+    let _published = bus.publish("fragile", Fragile).expect("the name is free");
+    say("ready");
+    loop {
+        let mine = Mine(13);
+        let number = move || Some(&mine).map(|mine| mine.0);
+        let table = MethodTable::named("Doomed").method("number", number);
+        let published = bus.publish("doomed", table).expect("the name is free");
+        say("doomed");
+        hear();
+        drop(published);
+    }
+}
+
+#[test]
+fn row_26_a_panic_in_the_drop_of_an_object_ends_no_thread_of_the_library() {
+    let place = place();
+    let mut owner = start("doomed", &[place.text()]);
+    owner.expect("ready");
+    let bus = place.bus();
+    let fine: FragileProxy = bus.proxy("fragile").timeout(PATIENCE).wait().expect("it is published");
+    let doomed: Untyped = bus.proxy("doomed").timeout(PATIENCE).lazy().expect("the name is valid");
+    for _ in 0..DROPS {
+        owner.expect("doomed");
+        assert_eq!(doomed.call::<(), Option<u32>>("number", &()).wait(), Ok(Some(13)));
+        owner.tell("go on");
+        assert_eq!(fine.fine().wait(), Ok(1));
     }
 }
 

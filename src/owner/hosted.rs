@@ -1,6 +1,7 @@
 //! One published object: its methods, its rules, and the lanes of its callers.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::task::Waker;
@@ -15,6 +16,7 @@ use crate::access::Access;
 use crate::bus::BusInner;
 use crate::engine::Engine;
 use crate::object::MethodTable;
+use crate::park::wake_all;
 use crate::ring::layout::{CLOSING, OPEN, REPLACED};
 use crate::sys::socket::Credentials;
 use crate::wire::budget::Budget;
@@ -244,15 +246,16 @@ impl Hosted {
 
     /// Counts one that has ended.
     pub fn end_background(&self) {
-        self.background.fetch_sub(1, Ordering::AcqRel);
-        if self.is_closing() {
+        // SeqCst on both sides: either who closes the object sees that this has ended, or we see that it closes.
+        self.background.fetch_sub(1, Ordering::SeqCst);
+        if self.closing.load(Ordering::SeqCst) != OPEN {
             self.wake_if_idle();
         }
     }
 
     /// Whether the object is withdrawn and nothing of it runs any more.
     pub fn is_idle(&self) -> bool {
-        self.is_closing() && self.background.load(Ordering::Acquire) == 0 && self.lanes.lock().is_empty()
+        self.is_closing() && self.background.load(Ordering::SeqCst) == 0 && self.lanes.lock().is_empty()
     }
 
     /// Wakes `waker` once the object is idle; look at [`is_idle`](Self::is_idle) after this call.
@@ -263,7 +266,7 @@ impl Hosted {
     fn wake_if_idle(&self) {
         if self.is_idle() {
             let waiting = std::mem::take(&mut *self.idle.lock());
-            waiting.into_iter().for_each(Waker::wake);
+            wake_all(waiting);
         }
     }
 
@@ -304,6 +307,17 @@ impl Hosted {
     pub fn sweep_spilled(&self) {
         let lanes: Vec<_> = self.lanes.lock().values().cloned().collect();
         lanes.iter().for_each(|lane| lane.sweep_spilled());
+    }
+}
+
+impl Drop for Hosted {
+    fn drop(&mut self) {
+        let table = std::mem::replace(&mut self.table, MethodTable::named(""));
+        // With it may go the object itself, on whichever thread held it last, a worker's or the watcher's.
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(table))) {
+            // Dropping what was thrown may throw again.
+            std::mem::forget(panic);
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 
 use super::context::{self, Served};
 use super::dispatch::{self, Response};
+use super::hosted::Hosted;
 use super::lane::OwnerLane;
 use crate::error::Executed;
 use crate::object::PooledFuture;
@@ -50,6 +51,16 @@ impl Drop for Ticket {
 struct Running {
     future: PooledFuture,
     ticket: Ticket,
+}
+
+impl Running {
+    /// Ends it unfinished, on whichever thread lets go of it last: what its drop throws is the answer, and goes no further.
+    fn abandon(self, object: &Hosted) {
+        let Running { future, mut ticket } = self;
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(future))) {
+            ticket.answer(Response::panicked(object, panic));
+        }
+    }
 }
 
 /// An async method under way.
@@ -97,7 +108,8 @@ impl Task {
 
     /// Has it polled soon.
     pub fn schedule(self: &Arc<Self>) {
-        if let Some(outer) = self.outer.lock().take() {
+        let outer = self.outer.lock().take();
+        if let Some(outer) = outer {
             outer.wake();
         } else if !self.queued.swap(true, Ordering::AcqRel) {
             self.served.lane.object.engine.pool.enqueue_task(Arc::clone(self));
@@ -145,7 +157,11 @@ fn poll_future(future: &mut PooledFuture, cx: &mut Context<'_>) -> Poll<Response
 
 impl Drop for Task {
     fn drop(&mut self) {
-        self.served.lane.object.tasks.lock().remove(&self.id);
+        let object = &self.served.lane.object;
+        object.tasks.lock().remove(&self.id);
+        if let Some(running) = self.running.get_mut().take() {
+            running.abandon(object);
+        }
     }
 }
 
@@ -173,6 +189,8 @@ impl Future for Outer {
 impl Drop for Outer {
     fn drop(&mut self) {
         let running = self.0.running.lock().take();
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(running)));
+        if let Some(running) = running {
+            running.abandon(&self.0.served.lane.object);
+        }
     }
 }

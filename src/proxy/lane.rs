@@ -12,6 +12,7 @@ use super::link::Link;
 use crate::blob::arena::Chunk;
 use crate::engine::{Engine, Source, Token};
 use crate::parcels::{News, Parcels};
+use crate::park::wake_all;
 use crate::peer::{Mourner, Peer};
 use crate::ring::caller::{CallerRing, Look};
 use crate::ring::layout::{BROKEN, CLOSING, COLD, FIRST_ARM, HOT, NO_CPU, ON_FUTEX, OPEN, REPLACED, SLOTS};
@@ -407,7 +408,7 @@ impl Lane {
             if self.ring.look(slot) != Look::Waiting || self.fate().is_final() {
                 let waker = waiting.waker.take();
                 drop(waiting);
-                waker.into_iter().for_each(Waker::wake);
+                wake_all(waker);
             }
         }
         match self.link.upgrade() {

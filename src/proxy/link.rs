@@ -1,6 +1,5 @@
 //! What all proxies of one name in a process share: the lane to its present owner, and how to get the next one.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::task::Waker;
@@ -13,7 +12,7 @@ use super::port::Port;
 use crate::bus::BusInner;
 use crate::error::ConnectError;
 use crate::names::Name;
-use crate::park::Parker;
+use crate::park::{Parker, wake_all};
 use crate::sys::{clock, fork};
 
 /// How long one handshake may take.
@@ -70,8 +69,7 @@ impl Attempt {
         }
         *self.outcome.lock() = Some(outcome.clone());
         let waker = self.waker.lock().clone();
-        // The others are to hear of it even if this task's waker panics.
-        let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+        wake_all([waker]);
         None
     }
 }
@@ -399,15 +397,15 @@ impl Link {
     pub fn flush(&self, until: Option<Instant>) -> bool {
         let until_ns = until.map_or(u64::MAX, |until| {
             let left = until.saturating_duration_since(Instant::now());
-            clock::now_ns().saturating_add(left.as_nanos() as u64)
+            clock::now_ns().saturating_add(u64::try_from(left.as_nanos()).unwrap_or(u64::MAX))
         });
         let parker = Parker::new();
         while self.in_flight() != 0 {
             if clock::now_ns() >= until_ns {
                 return false;
             }
-            let _queued = self.queue_for_slot(parker.waker());
-            if self.in_flight() != 0 {
+            let queued = self.queue_for_slot(parker.waker());
+            if queued.is_some() && self.in_flight() != 0 {
                 parker.park(until_ns);
             }
         }

@@ -12,6 +12,7 @@ use std::task::Waker;
 use parking_lot::Mutex;
 
 use super::lane::Lane;
+use crate::park::wake_all;
 use crate::ring::caller::Look;
 use crate::ring::layout::ResponseMeta;
 use crate::ring::slots::SlotSet;
@@ -219,7 +220,7 @@ impl Port {
             None => {
                 let next = queue.pop_front();
                 drop(queue);
-                next.into_iter().for_each(Waker::wake);
+                wake_all(next);
             }
         }
     }
@@ -227,13 +228,13 @@ impl Port {
     #[cold]
     fn wake_waiting(&self) {
         let next = self.queue.lock().pop_front();
-        next.into_iter().for_each(Waker::wake);
+        wake_all(next);
     }
 
     /// Wakes all who wait for a slot, for the news that none will come from here.
     pub fn wake_all_waiting(&self) {
         let queue = std::mem::take(&mut *self.queue.lock());
-        queue.into_iter().for_each(Waker::wake);
+        wake_all(queue);
     }
 
     /// How many slots calls hold.
