@@ -8,8 +8,8 @@ use support::*;
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use objbus::{Call, CallContext, CallError, Executed, MethodTable, Proxy, Untyped};
@@ -139,6 +139,99 @@ fn many_threads_share_one_proxy() {
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     owner.tell("callers");
     owner.expect("1");
+}
+
+#[test]
+fn a_call_started_twice_is_sent_once() {
+    let place = place();
+    let _owner = owner(&place, &[]);
+    let proxy = probe(&place);
+    assert_eq!(proxy.mark(1).started().started().wait(), Ok(1));
+    assert_eq!(proxy.mark(2).started().send(), Ok(()));
+    wait_until("the slots are free", || proxy.handle().in_flight() == 0);
+    assert_eq!(proxy.runs().wait(), Ok(2));
+}
+
+/// A task's waker that notes that it was used.
+#[derive(Default)]
+struct Noted(AtomicBool);
+
+impl Wake for Noted {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Noted {
+    fn poll<T: serde::de::DeserializeOwned + 'static>(
+        self: &Arc<Self>,
+        call: &mut Call<T>,
+    ) -> Poll<Result<T, CallError>> {
+        Pin::new(call).poll(&mut Context::from_waker(&Waker::from(Arc::clone(self))))
+    }
+
+    fn is_woken(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+#[test]
+fn a_call_polled_and_then_waited_for_leaves_no_task_in_its_slot() {
+    let place = place();
+    let mut owner = owner(&place, &[]);
+    let proxy = probe(&place);
+    let mut polled = proxy.held_quietly(1);
+    assert!(poll_once(&mut polled).is_pending());
+    owner.tell("open");
+    assert_eq!(polled.wait(), Ok(1));
+    shut_gate(&mut owner);
+    // The next in that slot sleeps, beside a task that is woken.
+    let next = proxy.held_quietly(2);
+    let waiting = std::thread::spawn(move || next.wait());
+    wait_until("the call is out", || proxy.handle().in_flight() == 1);
+    let (mut beside, task) = (proxy.dawdle(100), Arc::new(Noted::default()));
+    assert!(task.poll(&mut beside).is_pending());
+    wait_until("the task is woken", || task.is_woken());
+    owner.tell("open");
+    let took = wait_until("the call has ended", || waiting.is_finished());
+    assert!(took < PATIENCE / 2, "it was not woken: {took:?}");
+    assert_eq!(waiting.join().unwrap(), Ok(2));
+}
+
+#[test]
+fn a_call_that_went_to_another_task_tells_that_one_of_its_deadline() {
+    let place = place();
+    let _owner = owner(&place, &[]);
+    let mut call = probe(&place).held_quietly(1).timeout(Duration::from_millis(100));
+    let (first, second) = (Arc::new(Noted::default()), Arc::new(Noted::default()));
+    assert!(first.poll(&mut call).is_pending());
+    assert!(second.poll(&mut call).is_pending());
+    wait_until("the second task is woken", || second.is_woken());
+    let ended = second.poll(&mut call);
+    assert_eq!(ended, Poll::Ready(Err(CallError::DeadlineExceeded { executed: Executed::Unknown })));
+}
+
+struct Panics;
+
+impl Wake for Panics {
+    fn wake(self: Arc<Self>) {
+        panic!("a panic in a waker");
+    }
+}
+
+#[test]
+fn a_waker_that_panics_keeps_no_other_task_asleep() {
+    let place = place();
+    let mut owner = owner(&place, &[]);
+    let proxy = probe(&place);
+    let (mut bad, mut good) = (proxy.held_quietly(1), proxy.held_quietly(2));
+    let task = Arc::new(Noted::default());
+    assert!(Pin::new(&mut bad).poll(&mut Context::from_waker(&Waker::from(Arc::new(Panics)))).is_pending());
+    assert!(task.poll(&mut good).is_pending());
+    owner.tell("open");
+    wait_until("the other task is woken", || task.is_woken());
+    assert_eq!(block_on(good), Ok(2));
+    assert_eq!(block_on(bad), Ok(1));
 }
 
 #[test]

@@ -53,6 +53,7 @@ fn forking_caller(bus: Bus, directory: &str) {
     let patient: Untyped = bus.proxy("math").absent(Absent::Wait).wait().unwrap();
     assert_eq!(pow(&math).wait(), Ok(8.0));
     let made_before = std::cell::Cell::new(Some(pow(&math)));
+    let started_before = std::cell::Cell::new(Some(math.call::<_, ()>("nap", &(300_u64,)).started()));
     let mut sent_before = Box::pin(math.call::<_, ()>("nap", &(300_u64,)));
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
     assert!(sent_before.as_mut().poll(&mut cx).is_pending());
@@ -68,6 +69,10 @@ fn forking_caller(bus: Bus, directory: &str) {
             ("try", &|| pow(&math).try_wait() == forked),
             ("send", &|| pow(&math).send() == Err(CallError::ForkedHandle { executed: Executed::No })),
             ("made before", &|| made_before.take().unwrap().wait() == forked),
+            ("started before", &|| {
+                started_before.take().unwrap().wait()
+                    == Err(CallError::ForkedHandle { executed: Executed::Unknown })
+            }),
             ("sent before", &|| {
                 let ended = block_on(sent.borrow_mut().as_mut());
                 matches!(ended, Err(CallError::ForkedHandle { executed: Executed::Unknown }))
@@ -88,10 +93,7 @@ fn forking_caller(bus: Bus, directory: &str) {
             ("look", &|| !objbus::Proxy::handle(&math).is_connected() && !format!("{math:?}").is_empty()),
             ("close", &|| bus.close(Duration::from_secs(5))),
             ("names", &|| bus.names().is_empty()),
-            ("drop", &|| {
-                drop(held.take());
-                true
-            }),
+            ("drop", &|| held.take().is_some()),
             ("a bus of its own", &|| {
                 let own = bus_at(directory);
                 let math: Untyped = own.proxy("math").wait().unwrap();
@@ -106,6 +108,7 @@ fn forking_caller(bus: Bus, directory: &str) {
     assert_eq!(pow(&math).wait(), Ok(8.0));
     assert_eq!(pow(&patient).wait(), Ok(8.0));
     assert_eq!(made_before.take().unwrap().wait(), Ok(8.0));
+    assert_eq!(started_before.take().unwrap().wait(), Ok(()));
     let slow = sent.into_inner();
     assert_eq!(block_on(slow), Ok(()));
     drop((math, patient, held.take()));

@@ -138,6 +138,7 @@ impl RawCall {
     #[inline(always)]
     fn start(&mut self) {
         if self.failure.is_none()
+            && !self.flight.is_out()
             && let Err(error) = self.flight.start(&self.link, &self.request)
         {
             self.failure = Some(Box::new(error));

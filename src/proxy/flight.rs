@@ -37,12 +37,18 @@ pub(crate) struct Flight {
     /// CLOCK_MONOTONIC; 0 until the first attempt to send.
     deadline_ns: u64,
     /// Wakes the task at the deadline.
-    alarm: Option<(u64, Token)>,
+    alarm: Option<Alarm>,
     /// Registered in the queue for a slot.
     queued: Option<Queued>,
     attempt: Option<Arc<Attempt>>,
     /// A task is registered for the answer.
     is_armed: bool,
+}
+
+struct Alarm {
+    id: (u64, Token),
+    /// Whom it wakes.
+    waker: Waker,
 }
 
 enum State {
@@ -81,7 +87,7 @@ impl Flight {
         }
     }
 
-    /// Whether the call is sent and not ended, so that dropping it means something.
+    /// Whether the call is sent, or waits for that, and is not ended: dropping it means something.
     #[inline(always)]
     pub fn is_out(&self) -> bool {
         matches!(self.state, State::Out { .. }) || self.alarm.is_some() || self.queued.is_some()
@@ -95,6 +101,9 @@ impl Flight {
         request: &Prepared,
         answer: &mut Answer,
     ) -> Result<(), BusError> {
+        if self.is_out() {
+            self.leave_task(link)?;
+        }
         loop {
             let (port, slot, sent) = match self.state {
                 State::Out { port, slot, sent } => (port, slot, sent),
@@ -294,23 +303,44 @@ impl Flight {
     fn forget(&mut self) -> BusError {
         let is_out = matches!(self.state, State::Out { .. });
         self.state = State::Ended;
-        self.alarm = None;
+        std::mem::forget(self.alarm.take());
         std::mem::forget(self.queued.take());
         std::mem::forget(self.attempt.take());
         CallError::ForkedHandle { executed: if is_out { Executed::Unknown } else { Executed::No } }
     }
 
+    /// The call was sent or polled before, and is waited for in another way from here on: no task is woken any more. A waker
+    /// left behind would have the next call in the slot woken as a task.
+    #[cold]
+    fn leave_task(&mut self, link: &Arc<Link>) -> Result<(), BusError> {
+        if link.is_foreign() {
+            return Err(self.forget());
+        }
+        self.stop_waiting(link);
+        if let State::Out { port, slot, .. } = self.state {
+            // SAFETY: ports live as long as their link, which the call holds, and we hold the slot until the call ends.
+            self.disarm(unsafe { port.as_ref().lane() }, slot);
+        }
+        Ok(())
+    }
+
     /// Forgets the alarm and the place in the queue.
     fn stop_waiting(&mut self, link: &Arc<Link>) {
         if let Some(alarm) = self.alarm.take() {
-            link.bus.engine.cancel_alarm(alarm);
+            link.bus.engine.cancel_alarm(alarm.id);
         }
         self.queued = None;
     }
 
     /// Sends without waiting for a result; returns when it is certain to be taken if the owner lives.
     pub fn send_one_way(&mut self, link: &Arc<Link>, request: &Prepared) -> Result<(), BusError> {
-        let (port, slot, sent) = self.start(link, request)?;
+        if self.is_out() {
+            self.leave_task(link)?;
+        }
+        let (port, slot, sent) = match self.state {
+            State::Out { port, slot, sent } => (port, slot, sent),
+            _ => self.start(link, request)?,
+        };
         // SAFETY: ports live as long as their link, which the call holds.
         let port = unsafe { port.as_ref() };
         // SAFETY: we hold the slot until `abandon`.
@@ -337,11 +367,12 @@ impl Flight {
                 NoSlot::Full if request.immediate => return Err(overloaded()),
                 NoSlot::Full => {
                     let parker = Parker::new();
-                    let _queued = link.queue_for_slot(parker.waker());
+                    let queued = link.queue_for_slot(parker.waker());
                     match link.reserve() {
                         Ok(reserved) => return Ok(reserved),
-                        Err(NoSlot::Full) => parker.park(self.deadline_ns),
-                        Err(NoSlot::NoLane) => {}
+                        // In no queue there is nobody to wake us: the lane that is full came after that look for one.
+                        Err(NoSlot::Full) if queued.is_some() => parker.park(self.deadline_ns),
+                        Err(_) => {}
                     }
                 }
             }
@@ -512,17 +543,24 @@ impl Flight {
     /// tick; the alarm rings once, so that it has rung must do.
     fn is_late(&self) -> bool {
         clock::coarse_ns() >= self.deadline_ns
-            || self.alarm.is_some_and(|(at_ns, _)| clock::now_ns() >= at_ns)
+            || self.alarm.as_ref().is_some_and(|alarm| clock::now_ns() >= alarm.id.0)
     }
 
     /// Has the task polled at the deadline.
     fn set_alarm(&mut self, link: &Link, waker: &Waker) {
-        if self.alarm.is_none() && self.deadline_ns != u64::MAX {
-            let waker = waker.clone();
-            // After the coarse clock's next tick, so that the poll finds the deadline passed.
-            let at_ns = self.deadline_ns.saturating_add(*clock::COARSE_TICK_NS);
-            self.alarm = Some(link.bus.engine.alarm(at_ns, move |_| waker.wake()));
+        let is_set = self.alarm.as_ref().is_some_and(|alarm| alarm.waker.will_wake(waker));
+        if is_set || self.deadline_ns == u64::MAX {
+            return;
         }
+        // The call may have gone to another task since.
+        if let Some(alarm) = self.alarm.take() {
+            link.bus.engine.cancel_alarm(alarm.id);
+        }
+        let rings = waker.clone();
+        // After the coarse clock's next tick, so that the poll finds the deadline passed.
+        let at_ns = self.deadline_ns.saturating_add(*clock::COARSE_TICK_NS);
+        let id = link.bus.engine.alarm(at_ns, move |_| rings.wake());
+        self.alarm = Some(Alarm { id, waker: waker.clone() });
     }
 }
 
