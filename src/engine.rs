@@ -53,6 +53,10 @@ pub(crate) struct Engine {
     pub(crate) pool: Pool,
 }
 
+/// The longest sleep of a watcher that has alarms: a time-out beyond what epoll takes in milliseconds, 24 days, asks for a system
+/// call that came with Linux 5.11.
+const LONGEST_SLEEP_NS: u64 = 86_400_000_000_000;
+
 static CURRENT: AtomicPtr<Engine> = AtomicPtr::new(std::ptr::null_mut());
 static STARTING: Mutex<()> = Mutex::new(());
 const KICK: Token = Token(0);
@@ -199,7 +203,7 @@ impl Engine {
             let (at_ns, now_ns) = (entry.key().0, clock::now_ns());
             if at_ns > now_ns {
                 alarms.armed_ns = at_ns;
-                return Some(clock::timespec(at_ns - now_ns));
+                return Some(clock::timespec((at_ns - now_ns).min(LONGEST_SLEEP_NS)));
             }
             let alarm = entry.remove();
             drop(alarms);

@@ -57,7 +57,7 @@ pub(crate) enum UnpackError {
 /// What reading the socket brought.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct News {
-    /// Answers wait for tasks.
+    /// Answers may wait for tasks: there was a message, and behind others a wake may have found no room.
     pub woken: bool,
     /// The peer's end is closed and all it sent is read.
     pub ended: bool,
@@ -152,7 +152,7 @@ impl Parcels {
         }
     }
 
-    /// Wakes the peer's tasks. A full socket means that a wake is there already.
+    /// Wakes the peer's tasks. A full socket means that there is something to read, and whatever is read wakes them.
     pub fn send_wake(&self) {
         let _ = socket::send(&self.socket, &[WAKE], &[]);
     }
@@ -200,19 +200,23 @@ impl Parcels {
                 Ok(received) if received.len == 0 => news.ended = true,
                 Ok(received) if received.no_fds => self.lost.store(true, Ordering::Relaxed),
                 Ok(received) if received.truncated => news.violated = true,
-                Ok(received) => news.add(self.receive(&message[..received.len], received.fds)),
+                Ok(received) => {
+                    news.violated |= !self.receive(&message[..received.len], received.fds);
+                    news.woken = true;
+                }
             }
         }
         news.more = true;
         news
     }
 
-    fn receive(&self, message: &[u8], mut fds: Vec<OwnedFd>) -> News {
+    /// Acts on a message; `false`: no honest peer sends it.
+    fn receive(&self, message: &[u8], mut fds: Vec<OwnedFd>) -> bool {
         let number = |range: std::ops::Range<usize>| -> Option<u32> {
             Some(u32::from_le_bytes(message.get(range)?.try_into().ok()?))
         };
         let understood = match (message.first(), message.len()) {
-            (Some(&WAKE), 1) => return News { woken: true, ..News::default() },
+            (Some(&WAKE), 1) => Some(()),
             (Some(&SEGMENT), MESSAGE_MAX) => {
                 number(1..5).zip(number(5..9)).zip(number(9..13)).and_then(|((id, low), high)| {
                     self.insert(id, u64::from(low) | u64::from(high) << 32, fds.pop())
@@ -223,7 +227,7 @@ impl Parcels {
                 .map(drop),
             _ => None,
         };
-        News { violated: understood.is_none(), ..News::default() }
+        understood.is_some()
     }
 
     /// `None`: the peer broke the protocol.
@@ -236,5 +240,26 @@ impl Parcels {
             }
             Err(_) => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blob::arena::MemoryLimit;
+    use crate::blob::segments::{LaneLimits, Mappings};
+
+    #[test]
+    fn an_announcement_wakes_as_well() {
+        let (ours, theirs) = socket::pair().unwrap();
+        let end = |socket| {
+            let mappings = Arc::new(Mappings::new(MemoryLimit::new(1 << 30)));
+            let segments = Segments::new(LaneLimits { segments: 8, bytes: 1 << 30 }, mappings);
+            Parcels::new(socket, segments, Arc::new(Arena::new(MemoryLimit::new(1 << 30))))
+        };
+        let (ours, theirs) = (end(ours), end(theirs));
+        assert_eq!(theirs.read_socket(), News::default());
+        let _packed = ours.pack(b"a body").unwrap();
+        assert_eq!(theirs.read_socket(), News { woken: true, ..News::default() });
     }
 }

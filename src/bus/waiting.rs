@@ -82,10 +82,12 @@ impl Waiting {
 
     /// Stops watching once nobody waits.
     fn release_watch(&self) {
-        if !self.wakers.lock().is_empty() {
-            return;
-        }
-        if let Some(watch) = self.watch.lock().take() {
+        let watch = {
+            // Locked until it is taken: who comes to wait after that finds none, and makes another.
+            let wakers = self.wakers.lock();
+            if wakers.is_empty() { self.watch.lock().take() } else { None }
+        };
+        if let Some(watch) = watch {
             watch.engine.remove(watch.token, &watch.source.watch.fd());
             // The kernel takes tens of milliseconds to close one: who has just found its name is not to wait for that.
             let _ = signals::spawn("objbus-unwatch", move || drop(watch));

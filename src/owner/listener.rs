@@ -336,7 +336,8 @@ impl HalfOpen {
             owner_ahead_ms: ahead_ms(clock::now_ns(), hello.clock_ns),
             keys: hosted.keys(),
         });
-        let opened = hosted.add_lane(&lane) && engine.pool.add_lane(&lane).is_ok() && {
+        // The object last: once it has the lane, whoever withdraws it may end the lane, everywhere, at once.
+        let opened = engine.pool.add_lane(&lane).is_ok() && hosted.add_lane(&lane) && {
             let sent = bell.is_ok_and(|bell| {
                 let fds = [response_fd.as_fd(), bell.as_fd()];
                 socket::send(&lane.parcels.socket, &welcome.encode(), &fds).is_ok()
@@ -346,6 +347,8 @@ impl HalfOpen {
         if !opened {
             refuse(&lane.parcels.socket, Refusal::Closing);
             hosted.lane_is_idle(&lane);
+            // Where the object did not take it, nobody else does.
+            lane.disconnect(engine);
         }
         Ok(())
     }

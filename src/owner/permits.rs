@@ -40,10 +40,10 @@ impl Permits {
         self.limit != usize::MAX
     }
 
-    /// Takes the right to run one call, unless all are taken.
+    /// Takes the right to run one call, unless all are taken. SeqCst for the look that finds them taken, too: see `queue`.
     pub fn try_take(&self) -> bool {
         self.running
-            .fetch_update(Ordering::SeqCst, Ordering::Relaxed, |n| (n < self.limit).then_some(n + 1))
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| (n < self.limit).then_some(n + 1))
             .is_ok()
     }
 
