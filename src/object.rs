@@ -12,7 +12,7 @@ mod table;
 
 pub use closures::{Callable, FallibleCallable};
 pub(crate) use invocation::RequestBody;
-pub use invocation::{AsyncInvocation, Completed, Invocation, Outcome, Refusal};
+pub use invocation::{AsyncInvocation, Completed, Invocation, Refusal};
 pub use pool::PooledFuture;
 pub(crate) use table::Handler;
 pub use table::{MethodSpec, MethodTable, index_of};

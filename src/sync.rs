@@ -52,6 +52,18 @@ pub(crate) fn spin_hint() {
     loom::thread::yield_now();
 }
 
+/// Has the first cache line of `at` brought over, for storing to it soon.
+#[inline(always)]
+pub(crate) fn prefetch_for_write<T>(at: &T) {
+    #[cfg(all(target_arch = "x86_64", not(loom)))]
+    // SAFETY: a hint, which changes neither memory nor registers; processors that do not know it do nothing.
+    unsafe {
+        core::arch::asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags));
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(loom))))]
+    let _ = at;
+}
+
 /// A 32-bit word that a thread of any process can sleep on until it changes.
 #[repr(C)]
 pub(crate) struct Word {

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::sys::fork;
+use crate::sys::{fork, memfd};
 
 pub(crate) use super::limit::{MemoryLimit, NoMemory};
 #[cfg(test)]
@@ -134,7 +134,7 @@ impl Shared {
     #[cold]
     fn grow(&self, need: Need) -> Result<Piece, NoMemory> {
         let divided = self.pool().ok_or(NoMemory)?.divided_bytes();
-        let [preferred, least] = need.segment_lens(divided, rustix::param::page_size());
+        let [preferred, least] = need.segment_lens(divided, memfd::page_size());
         let segment = self.make(preferred).or_else(|NoMemory| {
             self.trim();
             self.make(preferred).or_else(|NoMemory| self.make(least))

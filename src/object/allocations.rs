@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::task::{Context, Waker};
 
-use super::{AsyncInvocation, Handler, Invocation, MethodTable, Object, Outcome, RequestBody};
+use super::{AsyncInvocation, Handler, Invocation, MethodTable, Object, RequestBody};
 use crate::wire::budget::Budget;
 use crate::wire::output::{Encoded, INLINE_BODY, Output, encode_request};
 
@@ -70,17 +70,17 @@ fn call<A: serde::Serialize>(table: &MethodTable, index: usize, arguments: &A) {
     // SAFETY: `slot` outlives the output and is used by nothing else.
     let mut output = unsafe { Output::new(NonNull::from(&mut slot).cast(), 64, 1 << 20) };
     let budget = Budget::default();
-    let outcome = match &table.methods()[index].handler {
+    let concluded = match &table.methods()[index].handler {
         Handler::Plain(run) => run(Invocation::new(body, &mut output, &budget)),
         Handler::Async(start) => {
             let mut future = start(AsyncInvocation::new(RequestBody::copy_of(body), output, budget));
             match Pin::new(&mut future).poll(&mut Context::from_waker(Waker::noop())) {
-                std::task::Poll::Ready(completed) => completed.outcome,
+                std::task::Poll::Ready(completed) => completed.concluded,
                 std::task::Poll::Pending => panic!("`twice` does not wait"),
             }
         }
     };
-    assert_eq!(outcome, Ok(Outcome::Returned));
+    assert_eq!(concluded, Ok(()));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::invocation::{Invocation, Outcome, Refusal};
+use super::invocation::{Concluded, Invocation};
 use super::table::{Handler, MethodTable, Signature};
 use crate::wire::errors::WireError;
 use crate::wire::schema::{Primitive, Schemas, Type, TypeRef};
@@ -18,7 +18,7 @@ pub trait Callable<Arguments>: sealed::Sealed<Arguments> + Send + Sync + 'static
     fn types(types: &mut Schemas) -> (Vec<TypeRef>, TypeRef);
 
     #[doc(hidden)]
-    fn call(&self, call: Invocation<'_>) -> Result<Outcome, Refusal>;
+    fn call(&self, call: Invocation<'_>) -> Concluded;
 }
 
 /// A closure like a [`Callable`] that returns a `Result`, whose error is the method's own.
@@ -27,7 +27,7 @@ pub trait FallibleCallable<Arguments>: sealed::Sealed<Arguments> + Send + Sync +
     fn types(types: &mut Schemas) -> (Vec<TypeRef>, TypeRef, TypeRef);
 
     #[doc(hidden)]
-    fn call(&self, call: Invocation<'_>) -> Result<Outcome, Refusal>;
+    fn call(&self, call: Invocation<'_>) -> Concluded;
 }
 
 mod sealed {
@@ -50,7 +50,7 @@ macro_rules! callables {
             }
 
             #[inline]
-            fn call(&self, call: Invocation<'_>) -> Result<Outcome, Refusal> {
+            fn call(&self, call: Invocation<'_>) -> Concluded {
                 let ($($argument,)*): ($($argument,)*) = call.arguments()?;
                 call.answer(&self($($argument),*))
             }
@@ -69,7 +69,7 @@ macro_rules! callables {
             }
 
             #[inline]
-            fn call(&self, call: Invocation<'_>) -> Result<Outcome, Refusal> {
+            fn call(&self, call: Invocation<'_>) -> Concluded {
                 let ($($argument,)*): ($($argument,)*) = call.arguments()?;
                 call.answer_result(&self($($argument),*).map_err(E::into_wire))
             }

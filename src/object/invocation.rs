@@ -7,15 +7,6 @@ use serde::{Deserialize, Serialize};
 use crate::wire::budget::{Budget, DecodeError, decode};
 use crate::wire::output::{EncodeError, INLINE_BODY, Output};
 
-/// How a method ended that ran.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The output holds its result.
-    Returned,
-    /// The output holds its own error.
-    Failed,
-}
-
 /// Why a call has no result of the method's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -32,20 +23,26 @@ pub enum Refusal {
     },
 }
 
-impl From<DecodeError> for Refusal {
+/// What a handler gives: that the output holds the result or the method's own error, or why it does not.
+///
+/// One word, so that it comes back in a register. Behind the first store to a response, a value that is read in other
+/// pieces than it was written in waits until the response's cache line has come over from the caller.
+pub type Concluded = Result<(), Box<Refusal>>;
+
+impl From<DecodeError> for Box<Refusal> {
     #[cold]
     fn from(error: DecodeError) -> Self {
-        Refusal::BadRequest(error.to_string())
+        Box::new(Refusal::BadRequest(error.to_string()))
     }
 }
 
-impl From<EncodeError> for Refusal {
+impl From<EncodeError> for Box<Refusal> {
     #[cold]
     fn from(error: EncodeError) -> Self {
-        match error {
+        Box::new(match error {
             EncodeError::TooLarge { limit, size } => Refusal::TooLarge { limit, size },
             EncodeError::Unencodable(why) => Refusal::BadResponse(why.to_owned()),
-        }
+        })
     }
 }
 
@@ -66,37 +63,29 @@ impl<'a> Invocation<'a> {
 
     /// The arguments, borrowing from the request where `T` does.
     #[inline]
-    pub fn arguments<T: Deserialize<'a>>(&self) -> Result<T, Refusal> {
+    pub fn arguments<T: Deserialize<'a>>(&self) -> Result<T, Box<Refusal>> {
         Ok(decode(self.body, self.budget)?)
     }
 
     /// Answers with a result.
     #[inline]
-    pub fn answer<R: Serialize + ?Sized>(self, result: &R) -> Result<Outcome, Refusal> {
-        self.output.encode(result)?;
-        Ok(Outcome::Returned)
+    pub fn answer<R: Serialize + ?Sized>(self, result: &R) -> Concluded {
+        Ok(self.output.encode(result)?)
     }
 
     /// Answers with a result or with the method's own error.
     #[inline]
-    pub fn answer_result<T: Serialize, E: Serialize>(
-        self,
-        result: &Result<T, E>,
-    ) -> Result<Outcome, Refusal> {
+    pub fn answer_result<T: Serialize, E: Serialize>(self, result: &Result<T, E>) -> Concluded {
         answer_result(self.output, result)
     }
 }
 
 #[inline]
-fn answer_result<T: Serialize, E: Serialize>(
-    output: &mut Output,
-    result: &Result<T, E>,
-) -> Result<Outcome, Refusal> {
-    match result {
-        Ok(value) => output.encode(value).map(|()| Outcome::Returned),
-        Err(error) => output.encode(error).map(|()| Outcome::Failed),
-    }
-    .map_err(Refusal::from)
+fn answer_result<T: Serialize, E: Serialize>(output: &mut Output, result: &Result<T, E>) -> Concluded {
+    Ok(match result {
+        Ok(value) => output.encode(value)?,
+        Err(error) => output.encode_error(error)?,
+    })
 }
 
 /// The encoded arguments of an async call, owned by its future.
@@ -173,7 +162,7 @@ pub struct AsyncRequest {
 impl AsyncRequest {
     /// The arguments, borrowing from the request where `T` does.
     #[inline]
-    pub fn arguments<'a, T: Deserialize<'a>>(&'a self) -> Result<T, Refusal> {
+    pub fn arguments<'a, T: Deserialize<'a>>(&'a self) -> Result<T, Box<Refusal>> {
         Ok(decode(self.body.as_bytes(), &self.budget)?)
     }
 }
@@ -188,31 +177,31 @@ impl AsyncAnswer {
     /// Answers with a result.
     #[inline]
     pub fn answer<R: Serialize + ?Sized>(mut self, result: &R) -> Completed {
-        let outcome = self.output.encode(result).map(|()| Outcome::Returned).map_err(Refusal::from);
-        Completed { output: self.output, outcome }
+        let concluded = self.output.encode(result).map_err(Box::from);
+        Completed { output: self.output, concluded }
     }
 
     /// Answers with a result or with the method's own error.
     #[inline]
     pub fn answer_result<T: Serialize, E: Serialize>(mut self, result: &Result<T, E>) -> Completed {
-        let outcome = answer_result(&mut self.output, result);
-        Completed { output: self.output, outcome }
+        let concluded = answer_result(&mut self.output, result);
+        Completed { output: self.output, concluded }
     }
 
     /// Ends a call whose arguments could not be decoded.
     #[cold]
-    pub fn refuse(self, refusal: Refusal) -> Completed {
-        Completed { output: self.output, outcome: Err(refusal) }
+    pub fn refuse(self, refusal: Box<Refusal>) -> Completed {
+        Completed { output: self.output, concluded: Err(refusal) }
     }
 }
 
 /// An async call that has ended.
 #[derive(Debug)]
 pub struct Completed {
-    /// Holds what `outcome` says.
+    /// Holds the result or the method's own error.
     pub(crate) output: Output,
-    /// How it ended.
-    pub(crate) outcome: Result<Outcome, Refusal>,
+    /// Whether it does.
+    pub(crate) concluded: Concluded,
 }
 
 #[cfg(test)]
@@ -234,7 +223,7 @@ mod tests {
         let (request, answer) = call.split();
         assert_eq!(request.arguments::<(&str, u32)>().unwrap(), ("name", 7));
         let completed = answer.answer_result(&Err::<(), _>("no"));
-        assert_eq!(completed.outcome, Ok(Outcome::Failed));
+        assert_eq!((completed.concluded, completed.output.is_error()), (Ok(()), true));
         assert_eq!(completed.output.spill(), Some(&[2, b'n', b'o'][..]));
     }
 
@@ -243,7 +232,7 @@ mod tests {
         let budget = Budget::default();
         let mut output = Output::heap(4);
         let refused = Invocation::new(&[], &mut output, &budget).answer("hello").unwrap_err();
-        assert!(matches!(refused, Refusal::TooLarge { limit: 4, size: 5..=6 }), "{refused:?}");
+        assert!(matches!(*refused, Refusal::TooLarge { limit: 4, size: 5..=6 }), "{refused:?}");
         assert!(output.is_empty());
     }
 }

@@ -126,11 +126,11 @@ mod tests {
     use std::task::Waker;
 
     use super::*;
-    use crate::object::invocation::{Outcome, Refusal};
+    use crate::object::invocation::Refusal;
     use crate::wire::output::Output;
 
     fn completed() -> Completed {
-        Completed { output: Output::heap(16), outcome: Ok(Outcome::Returned) }
+        Completed { output: Output::heap(16), concluded: Ok(()) }
     }
 
     fn poll(future: &mut PooledFuture) -> Poll<Completed> {
@@ -214,7 +214,10 @@ mod tests {
         let start = |fails: bool| {
             pool.start(async move {
                 assert!(!fails, "panic in poll");
-                Completed { output: Output::heap(1), outcome: Err(Refusal::BadRequest(String::new())) }
+                Completed {
+                    output: Output::heap(1),
+                    concluded: Err(Box::new(Refusal::BadRequest(String::new()))),
+                }
             })
         };
         let mut future = start(true);

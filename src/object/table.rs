@@ -4,7 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 
-use super::invocation::{AsyncInvocation, Completed, Invocation, Outcome, Refusal};
+use super::invocation::{AsyncInvocation, Completed, Concluded, Invocation};
 use super::pool::{FuturePool, PooledFuture};
 use crate::wire::describe::{Description, MethodDescription};
 use crate::wire::key::method_key;
@@ -89,7 +89,7 @@ impl Signature {
     }
 }
 
-type PlainHandler = dyn for<'a> Fn(Invocation<'a>) -> Result<Outcome, Refusal> + Send + Sync;
+type PlainHandler = dyn for<'a> Fn(Invocation<'a>) -> Concluded + Send + Sync;
 type AsyncHandler = dyn Fn(AsyncInvocation) -> PooledFuture + Send + Sync;
 
 /// The code of a method.
@@ -152,7 +152,7 @@ impl MethodTable {
     #[doc(hidden)]
     pub fn plain<F>(&mut self, spec: &MethodSpec, handler: F)
     where
-        F: for<'a> Fn(Invocation<'a>) -> Result<Outcome, Refusal> + Send + Sync + 'static,
+        F: for<'a> Fn(Invocation<'a>) -> Concluded + Send + Sync + 'static,
     {
         let signature = spec.signature(&mut self.types);
         self.push(signature, Handler::Plain(Arc::new(handler)));

@@ -12,18 +12,18 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AsyncInvocation, Handler, Invocation, MethodTable, Object, Outcome, Proxy, Refusal, RequestBody,
+    AsyncInvocation, Concluded, Handler, Invocation, MethodTable, Object, Proxy, Refusal, RequestBody,
 };
 use crate::wire::budget::{Budget, decode};
 use crate::wire::output::Output;
 use crate::{BusError, RemoteError};
 
-/// Calls the method `name` of `table` and gives how it ended and the encoded answer.
-fn call<A: Serialize>(table: &MethodTable, name: &str, arguments: &A) -> (Result<Outcome, Refusal>, Vec<u8>) {
+/// Calls the method `name` of `table` and gives how it ended and the output.
+fn call<A: Serialize>(table: &MethodTable, name: &str, arguments: &A) -> (Concluded, Output) {
     let body = postcard::to_stdvec(arguments).unwrap();
     let budget = Budget::default();
     let mut output = Output::heap(1 << 20);
-    let outcome = match &table.methods()[table.find_name(name).expect("the method is there")].handler {
+    let concluded = match &table.methods()[table.find_name(name).expect("the method is there")].handler {
         Handler::Plain(run) => run(Invocation::new(&body, &mut output, &budget)),
         Handler::Async(start) => {
             let mut future = start(AsyncInvocation::new(RequestBody::copy_of(&body), output, budget));
@@ -32,22 +32,22 @@ fn call<A: Serialize>(table: &MethodTable, name: &str, arguments: &A) -> (Result
                 panic!("the tests' methods do not wait")
             };
             output = completed.output;
-            completed.outcome
+            completed.concluded
         }
     };
-    (outcome, output.spill().unwrap_or_default().to_vec())
+    (concluded, output)
 }
 
 fn returned<A: Serialize, R: DeserializeOwned>(table: &MethodTable, name: &str, arguments: &A) -> R {
-    let (outcome, body) = call(table, name, arguments);
-    assert_eq!(outcome, Ok(Outcome::Returned), "{name}");
-    decode(&body, &Budget::default()).unwrap()
+    let (concluded, output) = call(table, name, arguments);
+    assert_eq!((concluded, output.is_error()), (Ok(()), false), "{name}");
+    decode(output.spill().unwrap_or_default(), &Budget::default()).unwrap()
 }
 
 fn failed<A: Serialize, E: DeserializeOwned>(table: &MethodTable, name: &str, arguments: &A) -> E {
-    let (outcome, body) = call(table, name, arguments);
-    assert_eq!(outcome, Ok(Outcome::Failed), "{name}");
-    decode(&body, &Budget::default()).unwrap()
+    let (concluded, output) = call(table, name, arguments);
+    assert_eq!((concluded, output.is_error()), (Ok(()), true), "{name}");
+    decode(output.spill().unwrap_or_default(), &Budget::default()).unwrap()
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, crate::Type)]
@@ -192,8 +192,8 @@ fn errors_travel_as_themselves_or_as_their_sentences() {
 #[test]
 fn bad_arguments_do_not_run_the_method() {
     for name in ["length", "reverse"] {
-        let (outcome, _) = call(&shop(), name, &(200u8, 1u8));
-        assert!(matches!(outcome, Err(Refusal::BadRequest(_))), "{name}: {outcome:?}");
+        let refusal = call(&shop(), name, &(200u8, 1u8)).0.unwrap_err();
+        assert!(matches!(*refusal, Refusal::BadRequest(_)), "{name}: {refusal:?}");
     }
 }
 

@@ -18,9 +18,7 @@ use super::pool::Worker;
 use super::task::Task;
 use crate::blob::arena::Chunk;
 use crate::error::Executed;
-use crate::object::{
-    AsyncInvocation, Completed, Handler, Invocation, Outcome, PooledFuture, Refusal, RequestBody,
-};
+use crate::object::{AsyncInvocation, Completed, Handler, Invocation, PooledFuture, Refusal, RequestBody};
 use crate::parcels::{News, PackError, UnpackError};
 use crate::ring::layout::{NO_CPU, RESPONSE_BODY, RequestMeta, ResponseMeta, Spill};
 use crate::ring::owner::Request;
@@ -48,10 +46,10 @@ impl Response {
         Response { status: Status::Refused, body: Err(refused) }
     }
 
-    pub fn completed(Completed { output, outcome }: Completed) -> Response {
-        match outcome {
-            Ok(outcome) => Response { status: status_of(outcome), body: Ok(output) },
-            Err(refusal) => Response::refused(refusal.into()),
+    pub fn completed(Completed { output, concluded }: Completed) -> Response {
+        match concluded {
+            Ok(()) => Response { status: status_of(&output), body: Ok(output) },
+            Err(refusal) => Response::refused((*refusal).into()),
         }
     }
 
@@ -61,11 +59,8 @@ impl Response {
 }
 
 #[inline(always)]
-fn status_of(outcome: Outcome) -> Status {
-    match outcome {
-        Outcome::Returned => Status::Returned,
-        Outcome::Failed => Status::Failed,
-    }
+fn status_of(output: &Output) -> Status {
+    if output.is_error() { Status::Failed } else { Status::Returned }
 }
 
 impl From<Refusal> for Refused {
@@ -193,14 +188,19 @@ fn run(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, index: usi
     match &lane.object.table.methods()[index].handler {
         Handler::Plain(handler) => {
             let mut output = output_for(lane, request, one_way);
-            let outcome = {
+            let concluded = {
                 let frame = frame_of(lane, request, one_way);
                 let call = Invocation::new(body, &mut output, &lane.object.budget);
                 context::enter(&frame, || catch_unwind(AssertUnwindSafe(|| handler(call))))
             };
             clock.stop();
-            match outcome {
-                Ok(outcome) => conclude(worker, lane, request, Completed { output, outcome }),
+            match concluded {
+                Ok(Ok(())) if is_in_place(&output, request) => {
+                    answer_in_place(worker, lane, request, &output)
+                }
+                Ok(concluded) => {
+                    finish(worker, lane, request, Response::completed(Completed { output, concluded }));
+                }
                 Err(panic) => finish(worker, lane, request, Response::panicked(&lane.object, panic)),
             }
         }
@@ -266,23 +266,27 @@ fn run_async(
     });
     clock.stop();
     match first {
-        Ok(Ok(completed)) => conclude(worker, lane, request, completed),
+        Ok(Ok(Completed { output, concluded: Ok(()) })) if is_in_place(&output, request) => {
+            answer_in_place(worker, lane, request, &output);
+        }
+        Ok(Ok(completed)) => finish(worker, lane, request, Response::completed(completed)),
         Ok(Err(future)) => Task::start(frame.to_served(), future, lane.object.permits.is_limited()),
         Err(panic) => finish(worker, lane, request, Response::panicked(&lane.object, panic)),
     }
 }
 
-/// Answers after a method that has ended: at once where its result stands in the slot already.
+/// Whether the result of a method stands in the slot already.
 #[inline(always)]
-fn conclude(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, completed: Completed) {
-    match completed.outcome {
-        Ok(outcome) if completed.output.spill().is_none() && !request.meta.has(RequestMeta::ONE_WAY) => {
-            lane.count_good_request();
-            answer_inline(worker, lane, request, status_of(outcome), completed.output.len());
-            give_back(&lane.object);
-        }
-        _ => finish(worker, lane, request, Response::completed(completed)),
-    }
+fn is_in_place(output: &Output, request: &Request) -> bool {
+    output.spill().is_none() && !request.meta.has(RequestMeta::ONE_WAY)
+}
+
+/// Answers after a method whose result [stands in the slot](is_in_place).
+#[inline(always)]
+fn answer_in_place(worker: &mut Worker, lane: &OwnerLane, request: &Request, output: &Output) {
+    answer_inline(worker, lane, request, status_of(output), output.len());
+    lane.count_good_request();
+    give_back(&lane.object);
 }
 
 #[inline(always)]
@@ -365,8 +369,8 @@ fn refuse(worker: &mut Worker, lane: &OwnerLane, request: &Request, refused: Ref
 fn describe(worker: &mut Worker, lane: &OwnerLane, request: &Request) {
     let mut output = output_for(lane, request, false);
     let encoded = output.encode(&lane.object.table.description());
-    let outcome = encoded.map(|()| Outcome::Returned).map_err(Refusal::from);
-    publish(lane, request.slot(), request.wanted, Response::completed(Completed { output, outcome }));
+    let concluded = encoded.map_err(Box::from);
+    publish(lane, request.slot(), request.wanted, Response::completed(Completed { output, concluded }));
     worker.note_answer(request.slot());
 }
 

@@ -4,8 +4,10 @@
 //! `Serialize` that panics or blocks harms its own call only. Sending it is: reserve a slot, publish, ring if need be.
 //! Then it waits, on the thread or as a future; dropped before the answer, it gives the call up.
 
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -54,12 +56,27 @@ pub struct Call<T, E = Infallible> {
 }
 
 /// A call without its types.
-pub(crate) struct RawCall {
-    pub link: Arc<Link>,
-    pub request: Prepared,
+struct RawCall {
+    link: Arc<Link>,
+    /// Present until dropped.
+    parts: ManuallyDrop<Box<Parts>>,
+}
+
+/// What a call consists of, in a box that its thread uses again: a call is moved as two words, and a hot one allocates
+/// nothing.
+struct Parts {
+    request: Prepared,
     flight: Flight,
     /// What went wrong when the call was made; told when it is sent.
     failure: Option<Box<BusError>>,
+}
+
+/// Boxes that a thread keeps; more calls than this at once allocate and free theirs.
+const KEPT: usize = 64;
+
+thread_local! {
+    /// Of calls that have ended, and were dropped on this thread.
+    static SPARE: RefCell<Vec<Box<Parts>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A request, ready to be sent as often as it takes to find an owner that begins it.
@@ -84,89 +101,123 @@ pub(crate) struct Style {
     pub absent: Absent,
 }
 
-impl RawCall {
-    /// Encodes the arguments.
-    #[inline(always)]
-    pub fn new<A: Serialize + ?Sized>(
-        link: &Arc<Link>,
-        key: u64,
-        method: &'static str,
-        style: Style,
-        arguments: &A,
-    ) -> RawCall {
-        // Built where it stays, and only then written to: moving it would copy the whole buffer.
-        let mut call = RawCall {
-            link: Arc::clone(link),
-            request: Prepared {
-                key,
-                method,
-                body: RequestBuffer::new(),
-                len: 0,
-                flags: 0,
-                spill: None,
-                timeout: style.timeout,
-                absent: style.absent,
-                immediate: false,
-            },
-            flight: Flight::unsent(),
-            failure: None,
+impl Parts {
+    fn blank() -> Box<Parts> {
+        let request = Prepared {
+            key: 0,
+            method: "",
+            body: RequestBuffer::new(),
+            len: 0,
+            flags: 0,
+            spill: None,
+            timeout: Duration::ZERO,
+            absent: Absent::Fail,
+            immediate: false,
         };
-        let request = &mut call.request;
-        match encode_request(arguments, request.body.bytes(), link.bus.body_limit()) {
+        Box::new(Parts { request, flight: Flight::unsent(), failure: None })
+    }
+
+    /// Makes it as good as new.
+    #[inline(always)]
+    fn clear(&mut self) {
+        let Parts { request, flight, failure } = self;
+        request.body.clear();
+        (request.len, request.flags, request.immediate) = (0, 0, false);
+        if request.spill.is_some() {
+            request.spill = None;
+        }
+        if failure.is_some() {
+            *failure = None;
+        }
+        flight.clear();
+    }
+}
+
+impl RawCall {
+    /// Without arguments yet.
+    #[inline(always)]
+    fn new(link: &Arc<Link>, key: u64, method: &'static str, style: Style) -> RawCall {
+        // A thread at its end has no spare ones any more.
+        let spare = SPARE.try_with(|spare| spare.borrow_mut().pop()).ok().flatten();
+        let mut parts = spare.unwrap_or_else(Parts::blank);
+        let request = &mut parts.request;
+        request.key = key;
+        request.method = method;
+        request.timeout = style.timeout;
+        request.absent = style.absent;
+        RawCall { link: Arc::clone(link), parts: ManuallyDrop::new(parts) }
+    }
+
+    #[inline(always)]
+    fn encode<A: Serialize + ?Sized>(&mut self, arguments: &A) {
+        let Parts { request, failure, .. } = &mut **self.parts;
+        match encode_request(arguments, request.body.bytes(), self.link.bus.body_limit()) {
             Ok(Encoded::Inline(len)) => {
                 request.body.close(len);
                 request.len = len as u32;
             }
-            Ok(Encoded::Spilled(bytes)) => call.failure = request.set_spilled(bytes),
-            Err(error) => call.failure = Some(unencodable(error)),
+            Ok(Encoded::Spilled(bytes)) => *failure = request.set_spilled(bytes),
+            Err(error) => *failure = Some(unencodable(error)),
         }
         if let Some(inherited) = context::inherited() {
-            call.request.inherit(&inherited);
+            request.inherit(&inherited);
         }
-        call
     }
 
     /// Sends the call and waits for the answer on this thread.
     #[inline(always)]
     fn wait(&mut self, answer: &mut Answer) -> Result<(), BusError> {
-        if let Some(failure) = self.failure.take() {
+        let Parts { request, flight, failure } = &mut **self.parts;
+        if let Some(failure) = failure.take() {
             return Err(*failure);
         }
-        self.flight.wait(&self.link, &self.request, answer)
+        flight.wait(&self.link, request, answer)
     }
 
     #[inline(always)]
     fn start(&mut self) {
-        if self.failure.is_none()
-            && !self.flight.is_out()
-            && let Err(error) = self.flight.start(&self.link, &self.request)
+        let Parts { request, flight, failure } = &mut **self.parts;
+        if failure.is_none()
+            && !flight.is_out()
+            && let Err(error) = flight.start(&self.link, request)
         {
-            self.failure = Some(Box::new(error));
+            *failure = Some(Box::new(error));
         }
     }
 
     fn send(&mut self) -> Result<(), BusError> {
-        if let Some(failure) = self.failure.take() {
+        let Parts { request, flight, failure } = &mut **self.parts;
+        if let Some(failure) = failure.take() {
             return Err(*failure);
         }
-        self.request.flags |= RequestMeta::ONE_WAY;
-        self.flight.send_one_way(&self.link, &self.request)
+        request.flags |= RequestMeta::ONE_WAY;
+        flight.send_one_way(&self.link, request)
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, answer: &mut Answer) -> Poll<Result<(), BusError>> {
-        if let Some(failure) = self.failure.take() {
+        let Parts { request, flight, failure } = &mut **self.parts;
+        if let Some(failure) = failure.take() {
             return Poll::Ready(Err(*failure));
         }
-        self.flight.poll(&self.link, &self.request, cx, answer)
+        flight.poll(&self.link, request, cx, answer)
     }
 }
 
 impl Drop for RawCall {
     #[inline(always)]
     fn drop(&mut self) {
-        if self.flight.is_out() {
-            self.flight.give_up(&self.link);
+        if self.parts.flight.is_out() {
+            self.parts.flight.give_up(&self.link);
         }
+        // SAFETY: the value is dropped, so nothing looks at `parts` after this.
+        let mut parts = unsafe { ManuallyDrop::take(&mut self.parts) };
+        parts.clear();
+        let _ = SPARE.try_with(move |spare| {
+            let mut spare = spare.borrow_mut();
+            if spare.len() < KEPT {
+                spare.push(parts);
+            }
+        });
     }
 }
 
@@ -211,8 +262,17 @@ fn unencodable(error: EncodeError) -> Box<BusError> {
 }
 
 impl<T: DeserializeOwned + 'static, E: OwnError> Call<T, E> {
+    /// Encodes the arguments.
     #[inline(always)]
-    pub(crate) fn new(raw: RawCall) -> Call<T, E> {
+    pub(crate) fn new<A: Serialize + ?Sized>(
+        link: &Arc<Link>,
+        key: u64,
+        method: &'static str,
+        style: Style,
+        arguments: &A,
+    ) -> Call<T, E> {
+        let mut raw = RawCall::new(link, key, method, style);
+        raw.encode(arguments);
         Call { raw, returns: PhantomData }
     }
 
@@ -226,7 +286,7 @@ impl<T: DeserializeOwned + 'static, E: OwnError> Call<T, E> {
     pub fn wait(mut self) -> Result<T, CallError<E>> {
         let mut answer = Answer::blank();
         self.raw.wait(&mut answer).map_err(BusError::widen)?;
-        answer.decode(&self.raw.link, self.raw.request.key, self.raw.request.method)
+        answer.decode(&self.raw.link, self.raw.parts.request.key, self.raw.parts.request.method)
     }
 
     /// As [`wait`](Call::wait), but `Overloaded` at once where the call would have to wait for one of the caller's 64 in
@@ -241,7 +301,7 @@ impl<T: DeserializeOwned + 'static, E: OwnError> Call<T, E> {
 
     /// Makes sending fail with `Overloaded` where it would have to wait for one of the 64 calls that can be in flight.
     pub fn immediate(mut self) -> Call<T, E> {
-        self.raw.request.immediate = true;
+        self.raw.parts.request.immediate = true;
         self
     }
 
@@ -272,7 +332,7 @@ impl<T: DeserializeOwned + 'static, E: OwnError> Call<T, E> {
     /// Inside a method, the deadline of the call being served holds too.
     pub fn timeout(mut self, timeout: Duration) -> Call<T, E> {
         let left = context::inherited().and_then(|inherited| inherited.left());
-        self.raw.request.timeout = left.map_or(timeout, |left| timeout.min(left));
+        self.raw.parts.request.timeout = left.map_or(timeout, |left| timeout.min(left));
         self
     }
 
@@ -297,7 +357,7 @@ impl<T: DeserializeOwned + 'static, E: OwnError> Future for Call<T, E> {
         let raw = &mut self.get_mut().raw;
         let mut answer = Answer::blank();
         raw.poll(cx, &mut answer).map(|result| match result {
-            Ok(()) => answer.decode(&raw.link, raw.request.key, raw.request.method),
+            Ok(()) => answer.decode(&raw.link, raw.parts.request.key, raw.parts.request.method),
             Err(error) => Err(error.widen()),
         })
     }
@@ -307,7 +367,7 @@ impl<T, E> std::fmt::Debug for Call<T, E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Call")
             .field("object", &self.raw.link.name)
-            .field("method", &self.raw.request.method)
+            .field("method", &self.raw.parts.request.method)
             .finish()
     }
 }

@@ -87,6 +87,17 @@ impl Flight {
         }
     }
 
+    /// Makes it as good as new. After [`give_up`](Self::give_up), where it is out.
+    #[inline(always)]
+    pub fn clear(&mut self) {
+        self.state = State::Unsent;
+        self.deadline_ns = 0;
+        self.is_armed = false;
+        if self.attempt.is_some() {
+            self.attempt = None;
+        }
+    }
+
     /// Whether the call is sent, or waits for that, and is not ended: dropping it means something.
     #[inline(always)]
     pub fn is_out(&self) -> bool {

@@ -26,7 +26,7 @@ use crate::wire::errors::OwnError;
 use crate::wire::key::method_key_of;
 use crate::wire::schema::Type;
 
-use call::{RawCall, Style};
+use call::Style;
 
 pub use call::Call;
 pub use connect::Connect;
@@ -66,7 +66,7 @@ impl Handle {
         method: &'static str,
         arguments: &A,
     ) -> Call<T, E> {
-        Call::new(RawCall::new(&self.link, self.keys[index], method, self.style, arguments))
+        Call::new(&self.link, self.keys[index], method, self.style, arguments)
     }
 
     /// The name of the object.
@@ -91,7 +91,7 @@ impl Handle {
 
     /// What the object can do: its methods and properties with the names and types of their arguments, and their docs.
     pub fn describe(&self) -> Call<Description> {
-        Call::new(RawCall::new(&self.link, DESCRIBE_KEY, "describe", self.style, &()))
+        Call::new(&self.link, DESCRIBE_KEY, "describe", self.style, &())
     }
 
     /// The same handle with another time-out for calls made through it.
@@ -146,7 +146,7 @@ impl Untyped {
         arguments: &A,
     ) -> Call<T, E> {
         let key = method_key_of::<A, T, E>(name);
-        Call::new(RawCall::new(&self.handle.link, key, name, self.handle.style, arguments))
+        Call::new(&self.handle.link, key, name, self.handle.style, arguments)
     }
 
     /// Reads the property `name`.

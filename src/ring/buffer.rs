@@ -12,14 +12,19 @@ pub(crate) struct RequestBuffer {
 }
 
 impl RequestBuffer {
-    #[inline(always)]
     pub fn new() -> RequestBuffer {
-        let mut words = [MaybeUninit::uninit(); REQUEST_BODY / 8];
-        // Part of the first line, which is sent whole: zeros, not the stack's old bytes.
-        for word in &mut words[..REQUEST_FIRST_WORDS] {
+        let mut buffer = RequestBuffer { words: [MaybeUninit::uninit(); REQUEST_BODY / 8] };
+        buffer.clear();
+        buffer
+    }
+
+    /// Makes it as good as new.
+    #[inline(always)]
+    pub fn clear(&mut self) {
+        // Part of the first line, which is sent whole: zeros, not older bytes.
+        for word in &mut self.words[..REQUEST_FIRST_WORDS] {
             word.write(0);
         }
-        RequestBuffer { words }
     }
 
     /// Where a body of up to [`REQUEST_BODY`] bytes is written.

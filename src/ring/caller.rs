@@ -9,7 +9,7 @@ use std::ptr::NonNull;
 use crossbeam_utils::CachePadded;
 
 use super::layout::*;
-use crate::sync::{AtomicU32, Ordering, fence};
+use crate::sync::{AtomicU32, Ordering, fence, prefetch_for_write};
 
 /// What a call says beside its body.
 #[derive(Clone, Copy)]
@@ -119,6 +119,9 @@ impl CallerRing {
         cell.meta.store(meta.pack(), Ordering::Relaxed);
         // Release: an owner that sees the number sees the whole cell.
         cell.number.store(position.wrapping_add(1), Ordering::Release);
+        // The owner read that line a turn ago, so the store to it waits until it has come over. In a series of calls it comes
+        // ahead of them. Not the next cell's: the owner looks at that one, and would take it back.
+        prefetch_for_write(&self.request().cells[(position as usize + 2) % SLOTS]);
     }
 
     /// Whether the owner must be rung to see what was just published.

@@ -42,7 +42,8 @@ impl SlotSet {
     pub fn release(&self, slot: usize) -> bool {
         let bit = 1 << slot;
         // SeqCst, as the loads of a port's words after this: who gives a slot back sees who waits, or that one sees the slot.
-        let before = self.0.fetch_or(bit, Ordering::SeqCst);
+        // Adding sets the bit, which was clear, in one instruction; an "or" that tells what was there is a loop.
+        let before = self.0.fetch_add(bit, Ordering::SeqCst);
         debug_assert!(before & bit == 0, "slot {slot} was released twice");
         before | bit == ALL
     }

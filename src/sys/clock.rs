@@ -2,22 +2,22 @@
 
 use std::sync::LazyLock;
 
-use rustix::time::{ClockId, Timespec, clock_getres, clock_gettime};
+use rustix::time::Timespec;
 
 /// The step of [`coarse_ns`], in nanoseconds: how far it may lie behind [`now_ns`]. 1 to 10 ms, by the kernel's build.
 pub(crate) static COARSE_TICK_NS: LazyLock<u64> =
-    LazyLock::new(|| ns(clock_getres(ClockId::MonotonicCoarse)));
+    LazyLock::new(|| read(libc::clock_getres, libc::CLOCK_MONOTONIC_COARSE));
 
 /// The time now, to the nanosecond; some 30 ns on a virtual machine, so never on the path of a hot call.
 #[inline]
 pub(crate) fn now_ns() -> u64 {
-    ns(clock_gettime(ClockId::Monotonic))
+    read(libc::clock_gettime, libc::CLOCK_MONOTONIC)
 }
 
 /// The time at the last timer tick: never ahead of [`now_ns`], and a few nanoseconds to read.
 #[inline]
 pub(crate) fn coarse_ns() -> u64 {
-    ns(clock_gettime(ClockId::MonotonicCoarse))
+    read(libc::clock_gettime, libc::CLOCK_MONOTONIC_COARSE)
 }
 
 /// Milliseconds of the coarse clock, modulo 2^32: a day's worth of deadlines in four bytes.
@@ -30,8 +30,16 @@ pub(crate) fn timespec(span_ns: u64) -> Timespec {
     Timespec { tv_sec: (span_ns / 1_000_000_000) as _, tv_nsec: (span_ns % 1_000_000_000) as _ }
 }
 
-/// A monotonic time is never negative, and 64 bits of nanoseconds last 584 years.
-fn ns(time: Timespec) -> u64 {
+/// Reads by libc, as the standard library does: rustix looks the vDSO up in a way that faults under valgrind.
+#[inline(always)]
+fn read(
+    function: unsafe extern "C" fn(libc::clockid_t, *mut libc::timespec) -> libc::c_int,
+    clock: libc::clockid_t,
+) -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: it writes `time` and nothing else. It cannot fail for a clock that every kernel has.
+    unsafe { function(clock, &raw mut time) };
+    // A monotonic time is never negative, and 64 bits of nanoseconds last 584 years.
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 

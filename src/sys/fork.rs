@@ -16,6 +16,7 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use super::fd;
 use super::features::{self, Feature};
+use super::memfd;
 
 /// Where the generation lies: null before first use, then for ever the same word. It holds 0 in a child not yet noticed.
 static WORD: AtomicPtr<AtomicU32> = AtomicPtr::new(ptr::null_mut());
@@ -108,7 +109,7 @@ fn wiped_page() -> Option<*mut AtomicU32> {
     if features::disabled(Feature::WipeOnFork) {
         return None;
     }
-    let len = rustix::param::page_size();
+    let len = memfd::page_size();
     // SAFETY: a fresh private mapping at an address of the kernel's choice overlaps nothing.
     let page = unsafe {
         rustix::mm::mmap_anonymous(

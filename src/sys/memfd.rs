@@ -28,6 +28,13 @@ const BLOCK: u64 = 512;
 /// How much is allocated per system call, in bytes: a signal undoes the piece in hand, so it must be short.
 const ALLOCATION_STEP: usize = 4 << 20;
 
+/// Bytes of a page. Asked of libc, since rustix reads it from an area that a debugger's kernel may not have mapped.
+pub(crate) fn page_size() -> usize {
+    // SAFETY: sysconf takes a number and touches no memory of ours.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(size).unwrap_or(4096)
+}
+
 /// A mapped segment, unmapped on drop. It is absent in forked children and in core dumps.
 #[derive(Debug)]
 pub(crate) struct Mapping {

@@ -62,6 +62,8 @@ pub struct Output {
     /// The whole body, once it did not fit the slot.
     spill: Vec<u8>,
     spilled: bool,
+    /// What was written is an error.
+    is_error: bool,
     limit: u64,
     /// The size asked for when `limit` was hit; 0 before.
     refused: u64,
@@ -79,7 +81,7 @@ impl Output {
     /// `slot` must be valid for writes of `capacity` bytes, by any thread, as long as this output exists; nothing
     /// else in this process may read or write them meanwhile.
     pub(crate) unsafe fn new(slot: NonNull<u8>, capacity: usize, limit: u64) -> Output {
-        Output { slot, capacity, inline: 0, spill: Vec::new(), spilled: false, limit, refused: 0 }
+        Output { slot, capacity, ..Output::heap(limit) }
     }
 
     /// An output without a slot: every body goes to the heap.
@@ -90,6 +92,7 @@ impl Output {
             inline: 0,
             spill: Vec::new(),
             spilled: false,
+            is_error: false,
             limit,
             refused: 0,
         }
@@ -114,17 +117,13 @@ impl Output {
         self.spilled.then_some(self.spill.as_slice())
     }
 
-    /// Like [`spill`](Output::spill), giving the vector away.
-    pub(crate) fn into_spill(self) -> Option<Vec<u8>> {
-        self.spilled.then_some(self.spill)
-    }
-
     /// Forgets what was written, to start again.
     #[inline]
     pub fn reset(&mut self) {
         self.inline = 0;
         self.refused = 0;
         self.spilled = false;
+        self.is_error = false;
         self.spill.clear();
     }
 
@@ -138,6 +137,24 @@ impl Output {
         self.reset();
         let encoded = postcard::serialize_with_flavor(value, Sink(self));
         encoded.map_err(|error| self.explain(error))
+    }
+
+    /// As [`encode`](Output::encode), for an error of the method's own.
+    ///
+    /// # Errors
+    ///
+    /// As [`encode`](Output::encode).
+    #[inline]
+    pub(crate) fn encode_error<T: Serialize + ?Sized>(&mut self, error: &T) -> Result<(), EncodeError> {
+        self.encode(error)?;
+        self.is_error = true;
+        Ok(())
+    }
+
+    /// Whether what was written is an error.
+    #[inline]
+    pub fn is_error(&self) -> bool {
+        self.is_error
     }
 
     #[cold]
@@ -253,7 +270,7 @@ pub(crate) enum Encoded {
 /// let mut inline = [MaybeUninit::uninit(); INLINE_BODY];
 /// assert_eq!(encode_request(&(2.0, 0.5), &mut inline, 1 << 20)?, Encoded::Inline(16));
 /// ```
-#[inline]
+#[inline(always)]
 pub(crate) fn encode_request<A: Serialize + ?Sized>(
     arguments: &A,
     inline: &mut [MaybeUninit<u8>; INLINE_BODY],
@@ -263,8 +280,12 @@ pub(crate) fn encode_request<A: Serialize + ?Sized>(
     // SAFETY: `inline` is borrowed mutably for longer than the output lives, and the pointer was made from that borrow.
     let mut output = unsafe { Output::new(slot, INLINE_BODY, limit) };
     output.encode(arguments)?;
-    let len = output.len();
-    Ok(output.into_spill().map_or(Encoded::Inline(len), Encoded::Spilled))
+    // Not moved as a whole: that would wait for each of its words to be stored.
+    Ok(if output.spilled {
+        Encoded::Spilled(std::mem::take(&mut output.spill))
+    } else {
+        Encoded::Inline(output.inline)
+    })
 }
 
 #[cfg(test)]
