@@ -1,7 +1,5 @@
 //! What an object promises its callers: its own errors, its description, its interface, who may call, and how much.
 
-#![allow(missing_docs)] // of the public proxies that the macros make
-
 #[path = "support/probe.rs"]
 mod probe;
 mod support;

@@ -1,7 +1,5 @@
 //! Rows 26, 27 and 41 of the table of faults: what goes wrong in methods and in what they take and give.
 
-#![allow(missing_docs)] // of the public proxies that the macros make
-
 #[path = "support/probe.rs"]
 mod probe;
 mod support;

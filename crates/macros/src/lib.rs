@@ -14,7 +14,8 @@ mod travel;
 /// Makes a type an object that can be published: put it on a plain `impl` block.
 ///
 /// Every `pub fn` and `pub async fn` that takes `&self` (or `self: Arc<Self>`) becomes callable from other processes, and
-/// `<Type>Proxy` is generated with the same methods, arguments and doc comments, each returning an `objbus::Call`.
+/// `<Type>Proxy` is generated with the same methods, arguments and doc comments, each returning an `objbus::Call`. (A method
+/// without a doc comment has one in the proxy all the same, for crates that demand them.)
 /// Other functions are left alone. On a method, `#[objbus(skip)]` keeps it from being callable and
 /// `#[objbus(property)]` marks a getter as a property.
 ///

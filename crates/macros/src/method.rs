@@ -100,6 +100,10 @@ impl Method {
         self.shared_attrs.iter().filter(|attribute| attribute.path().is_ident("cfg"))
     }
 
+    pub(crate) fn is_documented(&self) -> bool {
+        self.shared_attrs.iter().any(|attribute| attribute.path().is_ident("doc"))
+    }
+
     pub(crate) fn name_on_the_bus(&self) -> String {
         self.name.unraw().to_string()
     }

@@ -114,7 +114,7 @@ fn object(block: &ItemImpl, name: &Ident, methods: &[Callable]) -> TokenStream {
 fn proxy(name: &Ident, methods: &[Callable]) -> TokenStream {
     let proxy = format_ident!("{name}Proxy");
     let summary = format!("Calls the methods of a [`{name}`] that some process publishes.");
-    let functions = methods.iter().map(|Callable { method, .. }| function(method));
+    let functions = methods.iter().map(|Callable { method, .. }| function(name, method));
     let declaration = declare(
         &quote!(pub),
         &proxy,
@@ -132,14 +132,18 @@ fn proxy(name: &Ident, methods: &[Callable]) -> TokenStream {
     }
 }
 
-/// A method of the proxy: the same name, arguments and docs, returning a call value.
-fn function(method: &Method) -> TokenStream {
+/// A method of the proxy: the same name, arguments and docs, returning a call value. One without docs gets a line of its
+/// own, since the crate that it lands in may demand docs of everything public, and the user cannot write them there.
+fn function(object: &Ident, method: &Method) -> TokenStream {
     let (name, attrs) = (&method.name, &method.shared_attrs);
+    let line = format!("Calls `{object}::{name}`.");
+    let fallback = (!method.is_documented()).then(|| quote!(#[doc = #line]));
     let names = method.arguments.iter().map(|argument| &argument.name);
     let types = method.arguments.iter().map(|argument| argument.proxy_type());
     let (value, error) = method.returns.at_caller();
     let call = method.call(&quote!(Self::OBJBUS_METHODS));
     quote! {
+        #fallback
         #(#attrs)*
         #[inline]
         pub fn #name(&self #(, #names: #types)*) -> ::objbus::Call<#value, #error> {
@@ -160,7 +164,7 @@ pub(crate) fn declare<'a>(
     quote! {
         #[doc = #summary]
         #[derive(Clone)]
-        #[allow(dead_code)]
+        #[allow(dead_code, rustdoc::private_intra_doc_links)]
         #visibility struct #proxy {
             handle: ::objbus::Handle,
         }
