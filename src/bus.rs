@@ -17,6 +17,7 @@ use crate::names::{Directory, Name};
 use crate::object::{Object, Proxy};
 use crate::owner::hosted::Limits;
 use crate::owner::listener::Listener;
+use crate::peer::Peer;
 use crate::proxy::{Connect, Link};
 use crate::publish::{Publication, Published};
 use crate::ring::layout::{CLOSING, REPLACED};
@@ -31,7 +32,10 @@ use waiting::Waiting;
 
 /// How long a call may take unless its proxy or the call itself says otherwise.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Segments that one peer may have this process map.
+/// Segments of other processes that a bus knows at once, once for each lane: a quarter of the mappings that the kernel
+/// gives a process unless told otherwise. One peer has half of them at most.
+const FOREIGN_SEGMENTS: u64 = 16_384;
+/// Segments that are announced on one lane.
 const LANE_LIMITS: LaneLimits = LaneLimits { segments: 4096, bytes: 64 << 30 };
 
 /// A connection to the names of a machine.
@@ -308,7 +312,11 @@ impl BusBuilder {
             limits: self.limits,
             spins: self.spin == Spin::Auto && cpu::can_spin(),
             memory,
-            mappings: Arc::new(Mappings::new(MemoryLimit::new(u64::MAX))),
+            mappings: Arc::new(Mappings::new(
+                MemoryLimit::new(FOREIGN_SEGMENTS),
+                // All of a segment is allocated, so honest peers cannot have more of them than there is memory.
+                MemoryLimit::of_this_machine(),
+            )),
             arenas: Mutex::default(),
             links: Mutex::default(),
             listeners: Mutex::default(),
@@ -369,9 +377,9 @@ impl BusInner {
         Arc::clone(arenas.entry(uid).or_insert_with(|| Arc::new(Arena::new(self.memory.clone()))))
     }
 
-    /// A table for the segments that one peer announces.
-    pub fn segments(&self) -> Segments {
-        Segments::new(LANE_LIMITS, Arc::clone(&self.mappings))
+    /// A table for the segments that the process at the other end of one lane announces.
+    pub fn segments(&self, peer: &Peer) -> Segments {
+        Segments::new(LANE_LIMITS, Arc::clone(&self.mappings), peer.holdings.clone())
     }
 
     /// What the proxies of `name` share.

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 
+use crate::blob::limit::Holdings;
 use crate::engine::{Engine, Source, Token};
 use crate::sys::fd::Fd;
 use crate::sys::pidfd;
@@ -26,6 +27,8 @@ pub(crate) trait Mourner: Send + Sync {
 /// A peer process.
 pub(crate) struct Peer {
     pub credentials: Credentials,
+    /// What it has us hold. A process outside our pid namespace is counted once for each of its lanes.
+    pub holdings: Holdings,
     /// `None` where the kernel gives none (it lies outside our pid namespace); then a socket's end is its death.
     pidfd: Option<Fd>,
     dead: AtomicBool,
@@ -111,6 +114,7 @@ impl Peers {
         let pidfd = socket::peer_pidfd(socket)?;
         let peer = Arc::new(Peer {
             credentials,
+            holdings: Holdings::none(),
             pidfd,
             dead: AtomicBool::new(false),
             mourners: Mutex::default(),

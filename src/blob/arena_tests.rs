@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use rustix::process::{Resource, Rlimit};
 
 use super::arena::{ALIGN_MAX, Arena, Chunk};
-use super::limit::{MemoryLimit, NoMemory};
+use super::limit::{Holdings, MemoryLimit, NoMemory};
 use super::segments::{LaneLimits, Mappings, Segments};
 use crate::sys::testing::{child_status, fork};
 
@@ -256,7 +256,8 @@ fn a_chunk_outlives_its_arena_and_then_nothing_is_left() {
 fn a_reader_finds_the_bytes_by_what_was_announced() {
     let (arena, _) = arena(64 * MIB);
     let limits = LaneLimits { segments: 10, bytes: 1 << 30 };
-    let lane = Segments::new(limits, Arc::new(Mappings::new(MemoryLimit::new(1 << 30))));
+    let mappings = Mappings::new(MemoryLimit::new(1 << 10), MemoryLimit::new(1 << 30));
+    let lane = Segments::new(limits, Arc::new(mappings), Holdings::none());
     for len in [5, 100 * KIB, 2 * MIB] {
         let mut chunk = arena.alloc(len, 64).unwrap();
         chunk.as_mut_slice().fill(len as u8);

@@ -1,7 +1,8 @@
-//! How many bytes of shared memory a bus may have made.
+//! How many bytes of shared memory a bus may have made, and how much the processes at the other ends may have it hold.
 //!
-//! A limit of our own, because the kernel's is deadly: shared memory is charged to the memory cgroup, and at the
-//! cgroup's limit the kernel kills instead of failing an allocation.
+//! Limits of our own, because the kernel's are deadly: shared memory is charged to the memory cgroup, and at the
+//! cgroup's limit the kernel kills instead of failing an allocation; and a process that has as many mappings as the kernel
+//! allows can map nothing more, the stacks of its threads included.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,9 +16,25 @@ pub(crate) struct NoMemory;
 /// a bus, and a builder's explicit limit overrides it.
 const UNKNOWN_MEMORY: u64 = 1 << 30;
 
-/// A number of bytes that all who hold a clone of it may take together.
+/// A number of bytes, or of things, that all who hold a clone of it may take together.
 #[derive(Clone, Debug)]
 pub(crate) struct MemoryLimit(Arc<Account>);
+
+/// What one peer process makes this one hold, over all its lanes. Counted here, limited by who charges it.
+#[derive(Clone, Debug)]
+pub(crate) struct Holdings {
+    /// Segments of its that are announced, once for each lane.
+    pub(crate) segments: MemoryLimit,
+    /// Bytes of its segments that are mapped.
+    pub(crate) mapped: MemoryLimit,
+}
+
+impl Holdings {
+    pub(crate) fn none() -> Holdings {
+        let uncounted = || MemoryLimit::new(u64::MAX);
+        Holdings { segments: uncounted(), mapped: uncounted() }
+    }
+}
 
 #[derive(Debug)]
 struct Account {
@@ -38,6 +55,11 @@ impl MemoryLimit {
         MemoryLimit::new(cgroups.map_or(memory, |limit| limit.min(memory)) / 2)
     }
 
+    /// All the memory of the machine.
+    pub(crate) fn of_this_machine() -> MemoryLimit {
+        MemoryLimit::new(machine_memory(Path::new("/proc/meminfo")).unwrap_or(UNKNOWN_MEMORY))
+    }
+
     #[cfg(test)]
     pub(crate) fn limit(&self) -> u64 {
         self.0.limit
@@ -52,13 +74,29 @@ impl MemoryLimit {
     ///
     /// Relaxed: the number guards nothing but itself, and no update of one word is ever lost.
     pub(crate) fn charge(&self, bytes: u64) -> Result<Charge, NoMemory> {
+        self.charge_within(bytes, self.0.limit)
+    }
+
+    /// As [`charge`](Self::charge), with a limit for this charge only.
+    fn charge_within(&self, bytes: u64, limit: u64) -> Result<Charge, NoMemory> {
         self.0
             .charged
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |charged| {
-                charged.checked_add(bytes).filter(|&sum| sum <= self.0.limit)
+                charged.checked_add(bytes).filter(|&sum| sum <= limit)
             })
             .map_err(|_| NoMemory)?;
         Ok(Charge { account: Arc::clone(&self.0), bytes })
+    }
+
+    /// Takes `bytes` of what all peers share for one of them, which has `own` so far: it may come to have as much as is
+    /// left then for all the others. So one peer gets half, two a third each, and however many of them are greedy, the
+    /// next one finds something.
+    ///
+    /// Two threads at once may each count what the other is about to take, which errs on the side of refusing.
+    pub(crate) fn charge_share(&self, own: &MemoryLimit, bytes: u64) -> Result<[Charge; 2], NoMemory> {
+        let shared = self.charge(bytes)?;
+        let left = self.0.limit.saturating_sub(self.0.charged.load(Ordering::Relaxed));
+        Ok([shared, own.charge_within(bytes, left)?])
     }
 }
 
@@ -122,6 +160,25 @@ mod tests {
         assert_eq!(limit.charged(), 40);
         drop(forty);
         assert!(limit.charge(100).is_ok());
+    }
+
+    #[test]
+    fn a_peer_gets_as_much_as_it_leaves() {
+        let all = MemoryLimit::new(120);
+        let peers: [_; 3] = std::array::from_fn(|_| MemoryLimit::new(u64::MAX));
+        let fill =
+            |own: &MemoryLimit| -> Vec<_> { std::iter::from_fn(|| all.charge_share(own, 1).ok()).collect() };
+        let first = fill(&peers[0]);
+        assert_eq!(first.len(), 60, "alone: half");
+        let second = fill(&peers[1]);
+        assert_eq!(second.len(), 30, "half of what was left");
+        assert_eq!(fill(&peers[2]).len(), 15);
+        assert_eq!(all.charged(), 90, "a refusal takes nothing");
+        drop(first);
+        assert_eq!((all.charged(), peers[0].charged()), (30, 0));
+        assert_eq!(fill(&peers[1]).len(), 30, "alone again: half, with what it has");
+        drop(second);
+        assert_eq!(peers[1].charged(), 0);
     }
 
     #[test]

@@ -13,13 +13,14 @@ use parking_lot::{Mutex, RwLock};
 use crate::sys::fork;
 use crate::sys::memfd::{self, Mapping};
 
-use super::limit::{Charge, MemoryLimit, NoMemory};
+use super::limit::{Charge, Holdings, MemoryLimit, NoMemory};
 
 /// A segment of another process, mapped read-only; unmapped when neither a lane nor a blob refers to it.
 #[derive(Debug)]
 pub(crate) struct Mapped {
     mapping: Mapping,
-    _charge: Charge,
+    /// Taken of the bus, and of the peer that announced it first.
+    _bytes: [Charge; 2],
 }
 
 /// A range that lies in its segment.
@@ -40,12 +41,11 @@ pub(crate) enum CopyError {
 }
 
 impl Mapped {
-    fn new(fd: OwnedFd, len: u64, limit: &MemoryLimit) -> Result<Mapped, BadSegment> {
-        let charge = limit.charge(len).map_err(|NoMemory| BadSegment::Limit)?;
+    fn new(fd: OwnedFd, len: u64, bytes: [Charge; 2]) -> Result<Mapped, BadSegment> {
         // Above the address space it is above any size the descriptor can have.
         let len = usize::try_from(len).unwrap_or(usize::MAX);
         let mapping = memfd::receive_sealed(fd, len).map_err(BadSegment::Refused)?;
-        Ok(Mapped { mapping, _charge: charge })
+        Ok(Mapped { mapping, _bytes: bytes })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -102,7 +102,7 @@ pub(crate) enum BadSegment {
     Duplicate,
     /// It is not what it must be, or could not be mapped.
     Refused(memfd::BadSegment),
-    /// A limit of ours: on the segments of a lane, their bytes, or the bytes mapped by the whole bus.
+    /// A limit of ours: of the lane, of the whole bus, or of what one peer may have of the bus's.
     Limit,
 }
 
@@ -119,6 +119,7 @@ pub(crate) struct LaneLimits {
 pub(crate) struct Segments {
     limits: LaneLimits,
     mappings: Arc<Mappings>,
+    peer: Holdings,
     /// In a forked child the lock may be held for ever.
     generation: u32,
     table: RwLock<Table>,
@@ -126,14 +127,21 @@ pub(crate) struct Segments {
 
 #[derive(Debug, Default)]
 struct Table {
-    by_id: BTreeMap<u32, Arc<Mapped>>,
+    by_id: BTreeMap<u32, Announced>,
     /// The sum of the lengths, at most the lane's limit.
     bytes: u64,
 }
 
+#[derive(Debug)]
+struct Announced {
+    mapped: Arc<Mapped>,
+    /// One segment, taken of the bus and of the peer.
+    _count: [Charge; 2],
+}
+
 impl Segments {
-    pub(crate) fn new(limits: LaneLimits, mappings: Arc<Mappings>) -> Segments {
-        Segments { limits, mappings, generation: fork::generation(), table: RwLock::default() }
+    pub(crate) fn new(limits: LaneLimits, mappings: Arc<Mappings>, peer: Holdings) -> Segments {
+        Segments { limits, mappings, peer, generation: fork::generation(), table: RwLock::default() }
     }
 
     /// Checks and maps what the peer announced as `len` bytes under the number `id`.
@@ -150,8 +158,10 @@ impl Segments {
         if table.by_id.len() >= self.limits.segments {
             return Err(BadSegment::Limit);
         }
-        let mapped = self.mappings.map(fd, len)?;
-        table.by_id.insert(id, mapped);
+        let count = self.mappings.segments.charge_share(&self.peer.segments, 1);
+        let count = count.map_err(|NoMemory| BadSegment::Limit)?;
+        let mapped = self.mappings.map(fd, len, &self.peer)?;
+        table.by_id.insert(id, Announced { mapped, _count: count });
         table.bytes = bytes;
         Ok(())
     }
@@ -160,7 +170,7 @@ impl Segments {
         if fork::forked_since(self.generation) {
             return None;
         }
-        self.table.read().by_id.get(&id).cloned()
+        self.table.read().by_id.get(&id).map(|announced| Arc::clone(&announced.mapped))
     }
 
     /// Forgets the segment, which stays mapped while a blob of it is held; the answer, whether there was one.
@@ -170,7 +180,7 @@ impl Segments {
         }
         let mut table = self.table.write();
         let Some(removed) = table.by_id.remove(&id) else { return false };
-        table.bytes -= removed.len() as u64;
+        table.bytes -= removed.mapped.len() as u64;
         drop(table);
         // Unmapped only now, as this may be the last that holds it.
         drop(removed);
@@ -185,29 +195,49 @@ impl Segments {
 /// for ever.
 #[derive(Debug)]
 pub(crate) struct Mappings {
+    /// On the segments known, once for each lane.
+    segments: MemoryLimit,
     /// On the bytes mapped.
-    limit: MemoryLimit,
-    by_inode: Mutex<BTreeMap<(u64, u64), Weak<Mapped>>>,
+    bytes: MemoryLimit,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    by_inode: BTreeMap<(u64, u64), Weak<Mapped>>,
+    /// At so many entries those of segments that are mapped no more are swept: twice as many as were left last time, so
+    /// that a peer whose segments come and go costs a little for each, not all for each.
+    sweep_at: usize,
 }
 
 impl Mappings {
-    pub(crate) fn new(limit: MemoryLimit) -> Mappings {
-        Mappings { limit, by_inode: Mutex::default() }
+    pub(crate) fn new(segments: MemoryLimit, bytes: MemoryLimit) -> Mappings {
+        Mappings { segments, bytes, known: Mutex::default() }
     }
 
-    fn map(&self, fd: OwnedFd, len: u64) -> Result<Arc<Mapped>, BadSegment> {
+    fn map(&self, fd: OwnedFd, len: u64, peer: &Holdings) -> Result<Arc<Mapped>, BadSegment> {
         let identity = identity(&fd).map_err(BadSegment::Refused)?;
-        let mut table = self.by_inode.lock();
-        let known = table.get(&identity).and_then(Weak::upgrade);
-        let Some(known) = known else {
-            let mapped = Arc::new(Mapped::new(fd, len, &self.limit)?);
-            table.retain(|_, mapped| mapped.strong_count() > 0);
-            table.insert(identity, Arc::downgrade(&mapped));
+        let mut known = self.known.lock();
+        let present = known.by_inode.get(&identity).and_then(Weak::upgrade);
+        let Some(present) = present else {
+            let bytes = self.bytes.charge_share(&peer.mapped, len);
+            let mapped = Arc::new(Mapped::new(fd, len, bytes.map_err(|NoMemory| BadSegment::Limit)?)?);
+            known.enter(identity, &mapped);
             return Ok(mapped);
         };
-        drop(table);
+        drop(known);
         // All else was checked when it was mapped, and is sealed.
-        if known.len() as u64 == len { Ok(known) } else { Err(BadSegment::Refused(OTHER_LENGTH)) }
+        if present.len() as u64 == len { Ok(present) } else { Err(BadSegment::Refused(OTHER_LENGTH)) }
+    }
+}
+
+impl Known {
+    fn enter(&mut self, identity: (u64, u64), mapped: &Arc<Mapped>) {
+        if self.by_inode.len() >= self.sweep_at {
+            self.by_inode.retain(|_, mapped| mapped.strong_count() > 0);
+            self.sweep_at = 2 * self.by_inode.len() + 16;
+        }
+        self.by_inode.insert(identity, Arc::downgrade(mapped));
     }
 }
 
@@ -231,12 +261,25 @@ mod tests {
     const LEN: usize = 64 << 10;
     const LIMITS: LaneLimits = LaneLimits { segments: 3, bytes: 8 * LEN as u64 };
 
-    fn mappings() -> Arc<Mappings> {
-        Arc::new(Mappings::new(MemoryLimit::new(1 << 30)))
+    fn limited(segments: u64, bytes: usize) -> Arc<Mappings> {
+        Arc::new(Mappings::new(MemoryLimit::new(segments), MemoryLimit::new(bytes as u64)))
     }
 
+    fn mappings() -> Arc<Mappings> {
+        limited(1 << 10, 1 << 30)
+    }
+
+    /// A lane with a peer of its own.
     fn lane(mappings: &Arc<Mappings>) -> Segments {
-        Segments::new(LIMITS, Arc::clone(mappings))
+        lane_with(mappings, &Holdings::none())
+    }
+
+    fn lane_with(mappings: &Arc<Mappings>, peer: &Holdings) -> Segments {
+        Segments::new(LIMITS, Arc::clone(mappings), peer.clone())
+    }
+
+    fn charged(mappings: &Mappings) -> [u64; 2] {
+        [mappings.segments.charged(), mappings.bytes.charged()]
     }
 
     fn sealed(len: usize) -> (Mapping, OwnedFd) {
@@ -279,14 +322,14 @@ mod tests {
         second.insert(9, fd.try_clone().unwrap(), LEN as u64).unwrap();
         let blob = first.get(1).unwrap();
         assert!(Arc::ptr_eq(&blob, &second.get(9).unwrap()));
-        assert_eq!(mappings.limit.charged(), LEN as u64);
+        assert_eq!(charged(&mappings), [2, LEN as u64], "announced twice, mapped once");
 
         assert!(first.remove(1) && !first.remove(1));
         drop(second);
         drop(ours);
         assert_eq!(blob.copy_to_vec(0, 1).unwrap(), b"x", "a held segment stays");
         drop(blob);
-        assert_eq!(mappings.limit.charged(), 0);
+        assert_eq!(charged(&mappings), [0, 0]);
         first.insert(1, fd, LEN as u64).unwrap();
     }
 
@@ -303,17 +346,38 @@ mod tests {
         insert(2, LEN).unwrap();
         insert(3, LEN).unwrap();
         assert_eq!(insert(4, LEN), Err(BadSegment::Limit));
-        assert_eq!(mappings.limit.charged(), 3 * LEN as u64);
+        assert_eq!(charged(&mappings), [3, 3 * LEN as u64]);
     }
 
     #[test]
-    fn the_limit_of_the_bus_holds_over_all_lanes() {
-        let mappings = Arc::new(Mappings::new(MemoryLimit::new(LEN as u64)));
-        let (first, second) = (lane(&mappings), lane(&mappings));
-        first.insert(1, sealed(LEN).1, LEN as u64).unwrap();
-        assert_eq!(second.insert(1, sealed(LEN).1, LEN as u64), Err(BadSegment::Limit));
-        first.remove(1);
-        second.insert(1, sealed(LEN).1, LEN as u64).unwrap();
+    fn the_limits_of_the_bus_hold_over_all_lanes_of_a_peer_and_leave_some_to_the_next() {
+        for mappings in [limited(4, 1 << 30), limited(1 << 10, 4 * LEN)] {
+            let (greedy, modest) = (Holdings::none(), Holdings::none());
+            let [first, second] = [(); 2].map(|()| lane_with(&mappings, &greedy));
+            first.insert(1, sealed(LEN).1, LEN as u64).unwrap();
+            second.insert(1, sealed(LEN).1, LEN as u64).unwrap();
+            assert_eq!(second.insert(2, sealed(LEN).1, LEN as u64), Err(BadSegment::Limit));
+            let other = lane_with(&mappings, &modest);
+            other.insert(1, sealed(LEN).1, LEN as u64).unwrap();
+            assert_eq!(other.insert(2, sealed(LEN).1, LEN as u64), Err(BadSegment::Limit));
+            first.remove(1);
+            drop(second);
+            other.insert(2, sealed(LEN).1, LEN as u64).unwrap();
+            drop((first, other));
+            assert_eq!(charged(&mappings), [0, 0]);
+            assert_eq!([greedy.segments.charged(), greedy.mapped.charged()], [0, 0]);
+        }
+    }
+
+    #[test]
+    fn what_is_mapped_no_more_is_forgotten() {
+        let mappings = mappings();
+        let lane = lane(&mappings);
+        for id in 0..1000 {
+            lane.insert(id, sealed(4096).1, 4096).unwrap();
+            lane.remove(id);
+        }
+        assert!(mappings.known.lock().by_inode.len() < 100);
     }
 
     fn memfd(reserve: bool, seals: SealFlags) -> OwnedFd {
@@ -347,7 +411,7 @@ mod tests {
             let answer = lane.insert(1, fd, len as u64);
             assert!(matches!(answer, Err(BadSegment::Refused(_))), "{what}: {answer:?}");
         }
-        assert_eq!(lane.mappings.limit.charged(), 0);
+        assert_eq!(charged(&lane.mappings), [0, 0]);
         lane.insert(1, memfd(true, all), LEN as u64).unwrap();
     }
 
@@ -368,7 +432,7 @@ mod tests {
         inherited.insert(1, fd, LEN as u64).unwrap();
         let held = inherited.get(1).unwrap();
         let locked = inherited.table.write();
-        let also_locked = mappings.by_inode.lock();
+        let also_locked = mappings.known.lock();
         let child = fork(|| {
             let nothing = inherited.get(1).is_none() && !inherited.remove(1);
             let refused = inherited.insert(2, sealed(LEN).1, LEN as u64).is_err();

@@ -70,7 +70,7 @@ impl BusInner {
         let lane = Lane::new(LaneParts {
             ring,
             memory: [request, response],
-            parcels: Parcels::new(socket, self.segments(), arena),
+            parcels: Parcels::new(socket, self.segments(&peer), arena),
             doorbell,
             peer,
             engine: self.engine,

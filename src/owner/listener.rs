@@ -376,7 +376,7 @@ impl HalfOpen {
             memory: [request, response],
             object: Arc::clone(hosted),
             denied: hosted.denied_methods(&peer.credentials, &groups),
-            parcels: Parcels::new(socket, bus.segments(), bus.arena_for(peer.credentials.uid)),
+            parcels: Parcels::new(socket, bus.segments(&peer), bus.arena_for(peer.credentials.uid)),
             peer,
             doorbell,
             bell_token: engine.pool.fresh_token(),

@@ -10,6 +10,7 @@ mod handshakes;
 mod memories;
 mod namespaces;
 mod owner;
+mod quotas;
 mod raw;
 mod requests;
 mod storm;
@@ -24,6 +25,7 @@ fn role() {
     match name.as_str() {
         "victim" => victim::run(&arguments),
         "honest" => storm::run_honest(&arguments),
+        "sender" => quotas::run_sender(&arguments),
         "user" => handshakes::run_user(&arguments),
         "squatter" => handshakes::run_squatter(&arguments),
         "caller" => namespaces::run_caller(&arguments),
