@@ -140,7 +140,8 @@ pub enum CallError<E = Infallible> {
         /// Always `No`.
         executed: Executed,
     },
-    /// Memory for the arguments (`No`) or the result (`Yes`) would exceed the bus's limit.
+    /// Memory for the arguments (`No`) or the result (`Yes`) would exceed the bus's limit; or the result what this caller
+    /// may have in flight.
     NoMemory {
         /// `No` for arguments, `Yes` for a result.
         executed: Executed,
@@ -240,7 +241,7 @@ impl<E: fmt::Display> fmt::Display for CallError<E> {
             }
             CallError::Cancelled { executed } => write!(f, "the call was cancelled; {executed}"),
             CallError::Overloaded { executed } => {
-                write!(f, "too many calls are in flight for this caller's limit; {executed}")
+                write!(f, "the calls in flight, or their bytes, reach this caller's limit; {executed}")
             }
             CallError::TooLarge { limit, size, executed: Executed::Yes } => write!(
                 f,
@@ -287,7 +288,7 @@ impl<E: fmt::Display> fmt::Display for CallError<E> {
                 write!(f, "this proxy was made before fork(); open the bus again in the child; {executed}")
             }
             CallError::NoMemory { executed: Executed::Yes } => {
-                f.write_str("the result does not fit the owner's memory limit; the method ran")
+                f.write_str("the result does not fit the owner's memory limit, or what this caller may have in flight; the method ran")
             }
             CallError::NoMemory { executed } => {
                 write!(f, "the arguments do not fit this bus's memory limit; {executed}")

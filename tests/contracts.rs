@@ -8,6 +8,7 @@ use support::*;
 
 use std::error::Error;
 use std::io;
+use std::time::Duration;
 
 use objbus::{BusError, CallError, ConnectError, Executed, MethodTable, Proxy, RemoteError, Type, Untyped};
 use serde::{Deserialize, Serialize};
@@ -25,8 +26,27 @@ fn role() {
             say("ready");
             stay()
         }
+        "sender" => {
+            let echoed = probe_at(&arguments[0]).echo(&[7; 400_000]).wait();
+            say(format!("{:?}", echoed.map(|data| data.len())));
+            stay()
+        }
+        "hoarder" => {
+            let probe = probe_at(&arguments[0]);
+            let _held = probe.held_async(1).timeout(Duration::MAX).started();
+            let _unread = probe.echo(&[7; 1_500_000]).started();
+            // One worker is left beside the held call: when this is answered, so is what came before.
+            assert_eq!(probe.add(1, 1).wait(), Ok(2));
+            say("full");
+            stay()
+        }
         other => panic!("no role `{other}`"),
     }
+}
+
+fn probe_at(directory: &str) -> ProbeProxy {
+    let connecting = bus_at(directory).proxy("probe").timeout(PATIENCE);
+    connecting.wait().expect("the probe is published")
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Type)]
@@ -264,6 +284,79 @@ fn a_quota_refuses_what_came_beyond_it_and_nothing_before() {
             assert_eq!(block_on(call), Ok(id as u64), "round {round}");
         }
     }
+}
+
+const OVERLOADED: CallError = CallError::Overloaded { executed: Executed::No };
+
+#[test]
+fn quotas_bound_the_bytes_of_requests_over_all_lanes_of_a_process() {
+    let place = place();
+    let mut owner = owner(&place, &["bytes=1000000"]);
+    let lanes = [probe(&place), probe(&place)];
+    let data = vec![7; 400_000];
+    let mut held: Vec<_> = (0..).zip(&lanes).map(|(id, lane)| lane.held_with(id, &data)).collect();
+    for (id, call) in held.iter_mut().enumerate() {
+        assert!(poll_once(call).is_pending());
+        owner.expect(&format!("began {id}"));
+    }
+    for lane in &lanes {
+        assert_eq!(lane.echo(&data).wait(), Err(OVERLOADED));
+        assert_eq!(block_on(lane.echo(&data)), Err(OVERLOADED));
+        lane.mark(1).send().expect("it is sent");
+        assert_eq!(lane.add(1, 1).wait(), Ok(2), "small bodies do not count");
+    }
+    let other = start("sender", &[place.text()]);
+    other.expect("Ok(400000)");
+    owner.tell("open");
+    held.into_iter().for_each(|call| assert_eq!(block_on(call), Ok(400_000)));
+    // As much as there may be, there and back, again and again: nothing is held longer than the call.
+    let whole = vec![7; 999_990];
+    for round in 0..10 {
+        assert_eq!(lanes[round % 2].echo(&whole).wait().map(|data| data.len()), Ok(whole.len()), "{round}");
+        assert_eq!(block_on(lanes[0].held_with(1, &whole)), Ok(whole.len() as u64), "{round}");
+        owner.expect("began 1");
+    }
+    let too_large = lanes[0].echo(&vec![7; 1_000_001]).wait();
+    assert!(matches!(too_large, Err(CallError::TooLarge { limit: 1_000_000, executed: Executed::No, .. })));
+}
+
+#[test]
+fn quotas_bound_the_bytes_of_answers_not_taken() {
+    let place = place();
+    // One worker: when a call is answered, those before it are.
+    let mut owner = owner(&place, &["workers=1", "bytes=1000000"]);
+    owner.tell("open");
+    let (proxy, lane) = (probe(&place), probe(&place));
+    let unread = proxy.held_bytes(1, 600_000).started();
+    owner.expect("began 1");
+    assert_eq!(proxy.add(1, 1).wait(), Ok(2));
+    for _ in 0..3 {
+        assert_eq!(lane.echo(&[7; 500_000]).wait(), Err(OVERLOADED));
+        let result = lane.held_bytes(2, 500_000).wait();
+        assert_eq!(result, Err(CallError::NoMemory { executed: Executed::Yes }));
+        owner.expect("began 2");
+    }
+    assert_eq!(lane.echo(&[7; 390_000]).wait().map(|data| data.len()), Ok(390_000));
+    assert_eq!(unread.wait().map(|data| data.len()), Ok(600_000), "nothing is lost");
+    assert_eq!(lane.echo(&[7; 500_000]).wait().map(|data| data.len()), Ok(500_000));
+}
+
+#[test]
+fn quotas_and_memory_of_a_dead_caller_come_back_while_its_method_runs() {
+    let place = place();
+    let mut owner = owner(&place, &["memory=2097152", "workers=2"]);
+    let mut hoarder = start("hoarder", &[place.text()]);
+    owner.expect("began 1");
+    hoarder.expect("full");
+    let proxy = probe(&place);
+    let echo = || proxy.echo(&[7; 1_500_000]).wait().map(|data| data.len());
+    assert_eq!(echo(), Err(CallError::NoMemory { executed: Executed::Yes }));
+    hoarder.kill();
+    wait_until("the unread answer's memory is free", || echo() == Ok(1_500_000));
+    wait_for_callers(&mut owner, 2);
+    owner.tell("open");
+    owner.expect("left 1");
+    wait_for_callers(&mut owner, 1);
 }
 
 #[test]

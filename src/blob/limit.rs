@@ -27,12 +27,14 @@ pub(crate) struct Holdings {
     pub(crate) segments: MemoryLimit,
     /// Bytes of its segments that are mapped.
     pub(crate) mapped: MemoryLimit,
+    /// Bytes of spilled bodies of its calls: requests that run, and answers that it has not copied out.
+    pub(crate) in_flight: MemoryLimit,
 }
 
 impl Holdings {
     pub(crate) fn none() -> Holdings {
         let uncounted = || MemoryLimit::new(u64::MAX);
-        Holdings { segments: uncounted(), mapped: uncounted() }
+        Holdings { segments: uncounted(), mapped: uncounted(), in_flight: uncounted() }
     }
 }
 
@@ -78,7 +80,7 @@ impl MemoryLimit {
     }
 
     /// As [`charge`](Self::charge), with a limit for this charge only.
-    fn charge_within(&self, bytes: u64, limit: u64) -> Result<Charge, NoMemory> {
+    pub(crate) fn charge_within(&self, bytes: u64, limit: u64) -> Result<Charge, NoMemory> {
         self.0
             .charged
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |charged| {

@@ -12,8 +12,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AsyncInvocation, Concluded, Handler, Invocation, MethodTable, Object, Proxy, Refusal, RequestBody,
+    AsyncInvocation, Handler, Invocation, MethodTable, Object, Proxy, Refusal, RequestBody,
 };
+use crate::object::invocation::Concluded;
 use crate::wire::budget::{Budget, decode};
 use crate::wire::output::Output;
 use crate::{BusError, RemoteError};

@@ -17,6 +17,7 @@ use super::permits::Queued;
 use super::pool::Worker;
 use super::task::Task;
 use crate::blob::arena::Chunk;
+use crate::blob::limit::{Charge, NoMemory};
 use crate::error::Executed;
 use crate::object::{AsyncInvocation, Completed, Handler, Invocation, PooledFuture, Refusal, RequestBody};
 use crate::parcels::{News, PackError, UnpackError};
@@ -164,14 +165,11 @@ fn run(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, index: usi
         refuse(worker, lane, request, Refused::Cancelled { executed: Executed::No });
         return give_back(&lane.object);
     }
-    let unpacked;
+    let mut unpacked = None;
     let body = match request.spill() {
         None => request.body(),
         Some(spill) => match unpack(lane, request, spill) {
-            Ok(bytes) => {
-                unpacked = bytes;
-                &unpacked
-            }
+            Ok(spilled) => &unpacked.insert(spilled).0,
             Err(refused) => {
                 if one_way {
                     answer_taken(worker, lane, request);
@@ -194,6 +192,8 @@ fn run(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, index: usi
                 context::enter(&frame, || catch_unwind(AssertUnwindSafe(|| handler(call))))
             };
             clock.stop();
+            // Before the answer: who has it may send as much again at once.
+            drop(unpacked);
             match concluded {
                 Ok(Ok(())) if is_in_place(&output, request) => {
                     answer_in_place(worker, lane, request, &output)
@@ -210,7 +210,8 @@ fn run(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, index: usi
                 output_for(lane, request, one_way),
                 lane.object.budget,
             );
-            run_async(worker, lane, request, (one_way, clock), || handler(call));
+            let charge = unpacked.map(|(_, charge)| charge);
+            run_async(worker, lane, request, (one_way, clock, charge), || handler(call));
         }
     }
 }
@@ -248,7 +249,7 @@ fn run_async(
     worker: &mut Worker,
     lane: &Arc<OwnerLane>,
     request: &Request,
-    (one_way, clock): (bool, Stopwatch<'_>),
+    (one_way, clock, charge): (bool, Stopwatch<'_>, Option<Charge>),
     start: impl FnOnce() -> PooledFuture,
 ) {
     let frame = frame_of(lane, request, one_way);
@@ -266,12 +267,20 @@ fn run_async(
     });
     clock.stop();
     match first {
-        Ok(Ok(Completed { output, concluded: Ok(()) })) if is_in_place(&output, request) => {
-            answer_in_place(worker, lane, request, &output);
+        Ok(Err(future)) => Task::start(frame.to_served(), future, lane.object.permits.is_limited(), charge),
+        Ok(Ok(completed)) => {
+            drop(charge);
+            match completed {
+                Completed { output, concluded: Ok(()) } if is_in_place(&output, request) => {
+                    answer_in_place(worker, lane, request, &output);
+                }
+                completed => finish(worker, lane, request, Response::completed(completed)),
+            }
         }
-        Ok(Ok(completed)) => finish(worker, lane, request, Response::completed(completed)),
-        Ok(Err(future)) => Task::start(frame.to_served(), future, lane.object.permits.is_limited()),
-        Err(panic) => finish(worker, lane, request, Response::panicked(&lane.object, panic)),
+        Err(panic) => {
+            drop(charge);
+            finish(worker, lane, request, Response::panicked(&lane.object, panic));
+        }
     }
 }
 
@@ -314,9 +323,9 @@ fn output_for(lane: &OwnerLane, request: &Request, one_way: bool) -> Output {
     unsafe { Output::new(lane.ring.response_body(request.slot()), RESPONSE_BODY, limit) }
 }
 
-/// Copies a spilled body out.
+/// Copies a spilled body out, and takes its size of what its caller may have in flight.
 #[cold]
-fn unpack(lane: &OwnerLane, request: &Request, spill: Option<Spill>) -> Result<Vec<u8>, Refused> {
+fn unpack(lane: &OwnerLane, request: &Request, spill: Option<Spill>) -> Result<(Vec<u8>, Charge), Refused> {
     let limit = lane.object.rules.limits.body_bytes;
     let size = u64::from(request.len);
     let garbled = || Refused::BadRequest("the body lies outside of the memory announced".to_owned());
@@ -327,14 +336,16 @@ fn unpack(lane: &OwnerLane, request: &Request, spill: Option<Spill>) -> Result<V
     if size > limit {
         return Err(Refused::TooLargeRequest { limit, size });
     }
+    let charge = lane.charge(size).map_err(|NoMemory| Refused::Overloaded)?;
     let mut news = News::default();
-    lane.parcels.unpack(spill, &mut news).map_err(|error| match error {
+    let bytes = lane.parcels.unpack(spill, &mut news).map_err(|error| match error {
         UnpackError::NoMemory => Refused::NoMemory { executed: Executed::No },
         UnpackError::Violation => {
             lane.violate();
             garbled()
         }
-    })
+    })?;
+    Ok((bytes, charge))
 }
 
 /// The empty answer that a one-way call gets when it is taken.
@@ -445,6 +456,15 @@ fn publish_spilled(lane: &OwnerLane, slot: usize, wanted: u32, status: Status, b
         let (limit, size) = (u64::from(u32::MAX), bytes.len() as u64);
         return publish_refused(lane, slot, wanted, &Refused::TooLargeResponse { limit, size });
     }
+    match pack(lane, bytes) {
+        Ok(packed) => publish_packed(lane, slot, wanted, status, packed),
+        Err(NoMemory) => publish_refused(lane, slot, wanted, &Refused::NoMemory { executed: Executed::Yes }),
+    }
+}
+
+/// Copies a response into the arena, and takes its size of what its caller may have in flight.
+fn pack(lane: &OwnerLane, bytes: &[u8]) -> Result<(Spill, Chunk, Charge), NoMemory> {
+    let charge = lane.charge(bytes.len() as u64)?;
     let packed = lane.parcels.pack(bytes).or_else(|error| {
         // Memory may lie in answers, of any object, that callers have copied out and nobody has collected.
         if let (PackError::NoMemory, Some(bus)) = (error, lane.object.bus.upgrade()) {
@@ -452,10 +472,8 @@ fn publish_spilled(lane: &OwnerLane, slot: usize, wanted: u32, status: Status, b
         }
         lane.parcels.pack(bytes)
     });
-    match packed {
-        Ok(packed) => publish_packed(lane, slot, wanted, status, packed),
-        Err(_) => publish_refused(lane, slot, wanted, &Refused::NoMemory { executed: Executed::Yes }),
-    }
+    let (spill, chunk) = packed.map_err(|_| NoMemory)?;
+    Ok((spill, chunk, charge))
 }
 
 /// Publishes a response whose body was packed into the arena.
@@ -464,11 +482,11 @@ fn publish_packed(
     slot: usize,
     wanted: u32,
     status: Status,
-    (spill, chunk): (Spill, Chunk),
+    (spill, chunk, charge): (Spill, Chunk, Charge),
 ) {
     let len = spill.len as usize;
     lane.ring.write_response(slot, &spill.to_words());
-    lane.keep_spilled(slot, wanted, chunk);
+    lane.keep_spilled(slot, wanted, chunk, charge);
     answer_len(lane, slot, wanted, status, ResponseMeta::SPILLED, len);
 }
 
@@ -485,9 +503,11 @@ fn publish_refused(lane: &OwnerLane, slot: usize, wanted: u32, refused: &Refused
 }
 
 fn publish_spilled_refusal(lane: &OwnerLane, slot: usize, wanted: u32, bytes: &[u8]) {
-    match lane.parcels.pack(bytes) {
+    match pack(lane, bytes) {
         Ok(packed) => publish_packed(lane, slot, wanted, Status::Refused, packed),
-        Err(_) => publish_refused(lane, slot, wanted, &Refused::NoMemory { executed: Executed::Unknown }),
+        Err(NoMemory) => {
+            publish_refused(lane, slot, wanted, &Refused::NoMemory { executed: Executed::Unknown })
+        }
     }
 }
 

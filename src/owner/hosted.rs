@@ -25,8 +25,20 @@ use crate::wire::key::name_hash;
 /// What a caller may use of an object's process. Beyond a limit it gets an error of its own; nobody else notices.
 ///
 /// ```
-/// let limits = objbus::Limits { in_flight: 8, ..objbus::Limits::default() };
-/// assert!(limits.lanes_per_process > 0);
+/// use objbus::{Bus, CallError, Limits, MethodTable, Untyped};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let limits = Limits { in_flight: 8, in_flight_bytes: 1 << 20, ..Limits::default() };
+/// let table = MethodTable::named("Texts").method("len", |text: String| text.len() as u64);
+/// let bus = Bus::in_memory();
+/// let _published = bus.object("texts", table).limits(limits).publish()?;
+///
+/// let texts: Untyped = bus.proxy("texts").wait()?;
+/// assert_eq!(texts.call::<_, u64>("len", &("short",)).wait()?, 5);
+/// let long = "long".repeat(1 << 20);
+/// let refused = texts.call::<_, u64>("len", &(long,)).wait();
+/// assert!(matches!(refused, Err(CallError::TooLarge { limit, .. }) if limit == 1 << 20));
+/// # Ok(()) }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -38,6 +50,10 @@ pub struct Limits {
     pub in_flight: u32,
     /// Bytes of one request or one response, encoded; beyond: `TooLarge`.
     pub body_bytes: u64,
+    /// Bytes of all requests of one process that run, and of all responses to it that it has not taken, over all its lanes
+    /// and all objects of this process; beyond: `Overloaded` before the method runs, `NoMemory` for a result. Bodies that
+    /// fit a ring's cell do not count. No single body can be larger than this.
+    pub in_flight_bytes: u64,
     /// Bytes that decoding any request may allocate; beyond: `BadRequest`.
     pub decode_bytes: u64,
     /// Further bytes for each byte of the request.
@@ -51,6 +67,7 @@ impl Default for Limits {
             lanes_per_process: 4_096,
             in_flight: 64,
             body_bytes: 256 << 20,
+            in_flight_bytes: 1 << 30,
             decode_bytes: 16 << 20,
             decode_bytes_per_byte: 64,
         }
@@ -123,7 +140,10 @@ pub(crate) struct Parts {
 }
 
 impl Hosted {
-    pub fn new(parts: Parts) -> Hosted {
+    pub fn new(mut parts: Parts) -> Hosted {
+        // A body beyond what a caller may have in flight would be told to come again later, for ever.
+        let limits = &mut parts.rules.limits;
+        limits.body_bytes = limits.body_bytes.min(limits.in_flight_bytes);
         let methods = parts.table.methods().iter().map(|_| MethodState { short: AtomicBool::new(false) });
         Hosted {
             id: fresh_id(),

@@ -9,6 +9,7 @@ use rustix::event::epoll::EventFlags;
 
 use super::hosted::Hosted;
 use crate::blob::arena::Chunk;
+use crate::blob::limit::{Charge, NoMemory};
 use crate::engine::{Engine, Source, Token};
 use crate::parcels::{News, Parcels, REST_NS};
 use crate::peer::{Mourner, Peer};
@@ -51,11 +52,19 @@ pub(crate) struct OwnerLane {
     /// The last arm number that a wake was sent for.
     woken_arm: AtomicU32,
     bad_requests: AtomicU32,
-    /// Per slot the chunk of its last spilled answer, until the caller has copied it.
-    spilled: Mutex<HashMap<usize, (u32, Chunk)>>,
+    /// Per slot its last spilled answer, until the caller has copied it.
+    spilled: Mutex<HashMap<usize, Spilled>>,
     /// Whether there ever was one.
     has_spilled: AtomicBool,
     socket_token: Mutex<Option<Token>>,
+}
+
+/// An answer in the arena.
+struct Spilled {
+    wanted: u32,
+    _chunk: Chunk,
+    /// Taken of what the caller may have in flight.
+    _charge: Charge,
 }
 
 /// What a lane is made of, after the handshake.
@@ -187,12 +196,25 @@ impl OwnerLane {
         self.state.load(Ordering::Relaxed) != LIVE || self.object.is_closing()
     }
 
-    /// Keeps the chunk of a spilled answer until the caller has copied it out.
-    pub fn keep_spilled(&self, slot: usize, wanted: u32, chunk: Chunk) {
+    /// Takes `bytes` of what the caller's process may have in flight here.
+    pub fn charge(&self, bytes: u64) -> Result<Charge, NoMemory> {
+        let limit = self.object.rules.limits.in_flight_bytes;
+        let charge = || self.peer.holdings.in_flight.charge_within(bytes, limit);
+        charge().or_else(|NoMemory| {
+            // It may have taken answers, of any object, that nobody has collected since.
+            if let Some(bus) = self.object.bus.upgrade() {
+                bus.sweep_spilled();
+            }
+            charge()
+        })
+    }
+
+    /// Keeps a spilled answer until the caller has copied it out.
+    pub fn keep_spilled(&self, slot: usize, wanted: u32, chunk: Chunk, charge: Charge) {
         self.has_spilled.store(true, Ordering::Relaxed);
         let mut spilled = self.spilled.lock();
-        spilled.retain(|slot, (wanted, _)| self.ring.released(*slot) != *wanted);
-        spilled.insert(slot, (wanted, chunk));
+        spilled.retain(|slot, answer| self.ring.released(*slot) != answer.wanted);
+        spilled.insert(slot, Spilled { wanted, _chunk: chunk, _charge: charge });
     }
 
     /// Frees the chunks that the caller is done with.
@@ -200,7 +222,7 @@ impl OwnerLane {
         if !self.has_spilled.load(Ordering::Relaxed) {
             return;
         }
-        self.spilled.lock().retain(|slot, (wanted, _)| self.ring.released(*slot) != *wanted);
+        self.spilled.lock().retain(|slot, answer| self.ring.released(*slot) != answer.wanted);
     }
 
     /// Counts a body that did not decode; `true` when there were too many in a row.
@@ -282,6 +304,8 @@ impl Source for OwnerLane {
 
 impl Mourner for OwnerLane {
     fn peer_died(self: Arc<Self>, engine: &'static Engine) {
+        // Nobody reads them now. Not sooner: a process that closed its socket may be copying one out.
+        self.spilled.lock().clear();
         self.caller_is_gone(engine);
     }
 }

@@ -16,6 +16,7 @@ use super::context::{self, Served};
 use super::dispatch::{self, Response};
 use super::hosted::Hosted;
 use super::lane::OwnerLane;
+use crate::blob::limit::Charge;
 use crate::error::Executed;
 use crate::object::PooledFuture;
 use crate::status::Refused;
@@ -25,16 +26,16 @@ pub(crate) struct Ticket {
     served: Served,
     /// Whether a right to run is to be given back.
     has_permit: bool,
+    /// What the request takes of what its caller may have in flight.
+    charge: Option<Charge>,
     answered: bool,
 }
 
 impl Ticket {
-    pub fn new(served: Served, has_permit: bool) -> Ticket {
-        Ticket { served, has_permit, answered: false }
-    }
-
     fn answer(&mut self, response: Response) {
         self.answered = true;
+        // Before the answer: who has it may send as much again at once.
+        self.charge = None;
         dispatch::answer_aside(&self.served, response, self.has_permit);
     }
 }
@@ -76,10 +77,10 @@ pub(crate) struct Task {
 
 impl Task {
     /// Hands a pending method over to where it goes on.
-    pub fn start(served: Served, future: PooledFuture, has_permit: bool) {
+    pub fn start(served: Served, future: PooledFuture, has_permit: bool, charge: Option<Charge>) {
         static IDS: AtomicU64 = AtomicU64::new(0);
         let object = Arc::clone(&served.lane.object);
-        let ticket = Ticket::new(served.clone(), has_permit);
+        let ticket = Ticket { served: served.clone(), has_permit, charge, answered: false };
         let task = Arc::new(Task {
             id: IDS.fetch_add(1, Ordering::Relaxed),
             served,

@@ -1,4 +1,4 @@
-//! Callers that make the owner hold all they can, beside honest ones: fault 21.
+//! Callers that make the owner hold all they can, beside honest ones: faults 15 and 21.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -7,10 +7,14 @@ use rustix::io::Errno;
 use crate::caller::*;
 use crate::raw::*;
 use crate::support::*;
-use crate::victim::{connected, victim};
+use crate::victim::{IN_FLIGHT_MAX, connected, victim};
 
 /// What a caller is told for whom no room is left: the refusal `NoMemory`, not executed.
 const NO_MEMORY: [u8; 2] = [13, 0];
+/// A quota is reached.
+const OVERLOADED: u8 = 11;
+/// No room for the result: executed.
+const NO_MEMORY_AFTERWARDS: [u8; 2] = [13, 2];
 
 /// Segments that the owner knows at most, and one peer's share while nobody else has any.
 const SEGMENTS: usize = 16_384;
@@ -109,5 +113,45 @@ fn fault_21_one_segment_announced_again_and_again_counts_each_time() {
     let grown = victim.honest.call::<_, i64>("heap", &()).wait().expect("an honest call") - before;
     println!("{grown} bytes for {SHARE} announcements");
     assert!(grown < 256 * SHARE as i64, "the heap grew by {grown} bytes");
+    victim.expect_unharmed();
+}
+
+#[test]
+fn fault_15_answers_that_one_process_does_not_take_are_counted_over_all_its_lanes() {
+    let victim = victim();
+    let mut sender = start("sender", &[victim.place.text()]);
+    sender.expect("ready");
+    let len = 32 << 10;
+    let mut lanes: Vec<_> = (0..3).map(|_| Caller::connect(&victim.path())).collect();
+    let mut kept = 0;
+    for lane in &mut lanes {
+        for slot in 0..SLOTS {
+            let zeros = lane.request("zeros", slot, &varints(&[len]));
+            let answer = lane.call(&zeros);
+            match answer.status {
+                RETURNED => kept += len,
+                _ => assert_eq!((answer.status, &answer.body[..]), (REFUSED, &NO_MEMORY_AFTERWARDS[..])),
+            }
+        }
+    }
+    println!("{kept} bytes of answers are kept for a process that takes none");
+    assert!(kept <= IN_FLIGHT_MAX && kept > IN_FLIGHT_MAX - 2 * len, "{kept} bytes are kept");
+
+    let (segment, _map) = memory(len as usize);
+    lanes[2].announce(1, &segment, len);
+    let zeros = lanes[2].request("bytes", 0, &spill(1, 0, len));
+    let answer = lanes[2].call(&Request { flags: SPILLED, len: len as u32, ..zeros });
+    assert_eq!(answer.refusal(), Some(OVERLOADED), "a request counts as well");
+    assert_eq!(from_segment(&mut lanes[2], 1).number(), 0, "a byte is left for one that is short");
+    expect_served(&mut sender);
+
+    // The word `released` of a slot says that its answer is taken.
+    let count = lanes[0].count(0);
+    lanes[0].request.word(8).store(count, std::sync::atomic::Ordering::Release);
+    let zeros = lanes[2].request("zeros", 1, &varints(&[len]));
+    assert_eq!(lanes[2].call(&zeros).status, RETURNED, "what was taken makes room at once");
+    assert_eq!(lanes[2].call(&Request { slot: 2, ..zeros }).status, REFUSED);
+    drop(lanes);
+    expect_served(&mut sender);
     victim.expect_unharmed();
 }

@@ -123,10 +123,12 @@ fn table() -> MethodTable {
 
 /// The largest body that the victim takes or gives.
 pub const BODY_MAX: u64 = 1 << 18;
+/// The bytes that one process may have in flight there.
+pub const IN_FLIGHT_MAX: u64 = 4 << 20;
 
 /// Arguments: the directory, and the users admitted.
 pub fn run(arguments: &[String]) {
-    let limits = Limits { body_bytes: BODY_MAX, ..Limits::default() };
+    let limits = Limits { body_bytes: BODY_MAX, in_flight_bytes: IN_FLIGHT_MAX, ..Limits::default() };
     let builder = Bus::builder().directory(&arguments[0]).limits(limits);
     let admitted = arguments[1..].iter().map(|uid| uid.parse().expect("a uid"));
     let Ok(bus) = admitted.fold(builder, |builder, uid| builder.admit(uid)).open() else {

@@ -140,6 +140,13 @@ impl Probe {
         self.begun_quietly.load(Ordering::SeqCst)
     }
 
+    /// As `held_async`, with something to hold.
+    pub async fn held_with(&self, id: u64, data: &[u8]) -> u64 {
+        say(format!("began {id}"));
+        self.gate.passed().await;
+        data.len() as u64
+    }
+
     /// As `held`, with an answer of so many bytes.
     pub fn held_bytes(&self, id: u64, len: u64) -> Vec<u8> {
         say(format!("began {id}"));
@@ -178,7 +185,14 @@ impl Probe {
 
 /// The role of an owner: the directory, the name, and how to publish (`workers=1`, `log=<path>`, …).
 pub fn own(arguments: &[String]) -> ! {
-    let bus = bus_at(&arguments[0]);
+    let memory = arguments.iter().find_map(|option| option.strip_prefix("memory="));
+    let bus = memory.map_or_else(
+        || bus_at(&arguments[0]),
+        |bytes| {
+            let builder = Bus::builder().directory(&arguments[0]).memory(bytes.parse().expect("a number"));
+            builder.open().expect("a directory of the test's own can be used")
+        },
+    );
     let mut probe = Probe::default();
     let gate = Arc::clone(&probe.gate);
     if let Some(path) = arguments.iter().find_map(|option| option.strip_prefix("log=")) {
@@ -194,6 +208,8 @@ pub fn own(arguments: &[String]) -> ! {
                     .limits(Limits { in_flight: n.parse().expect("a number"), ..Limits::default() }),
                 ("body", n) => publication
                     .limits(Limits { body_bytes: n.parse().expect("a number"), ..Limits::default() }),
+                ("bytes", n) => publication
+                    .limits(Limits { in_flight_bytes: n.parse().expect("a number"), ..Limits::default() }),
                 ("lanes", n) => {
                     let lanes_per_process = n.parse().expect("a number");
                     publication.limits(Limits { lanes_per_process, ..Limits::default() })
