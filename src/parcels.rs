@@ -247,14 +247,16 @@ impl Parcels {
 mod tests {
     use super::*;
     use crate::blob::arena::MemoryLimit;
+    use crate::blob::limit::Holdings;
     use crate::blob::segments::{LaneLimits, Mappings};
 
     #[test]
     fn an_announcement_wakes_as_well() {
         let (ours, theirs) = socket::pair().unwrap();
         let end = |socket| {
-            let mappings = Arc::new(Mappings::new(MemoryLimit::new(1 << 30)));
-            let segments = Segments::new(LaneLimits { segments: 8, bytes: 1 << 30 }, mappings);
+            let mappings = Arc::new(Mappings::new(MemoryLimit::new(8), MemoryLimit::new(1 << 30)));
+            let limits = LaneLimits { segments: 8, bytes: 1 << 30 };
+            let segments = Segments::new(limits, mappings, Holdings::none());
             Parcels::new(socket, segments, Arc::new(Arena::new(MemoryLimit::new(1 << 30))))
         };
         let (ours, theirs) = (end(ours), end(theirs));

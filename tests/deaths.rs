@@ -39,6 +39,14 @@ fn role() {
             let _ = caller(&arguments).held(7).wait();
             stay()
         }
+        "async holder" => {
+            let call = caller(&arguments).held_then_run(7);
+            let _ = match arguments.get(1) {
+                Some(ms) => call.timeout(Duration::from_millis(ms.parse().expect("a number"))).wait(),
+                None => call.timeout(Duration::MAX).wait(),
+            };
+            stay()
+        }
         "watcher" => {
             let _ = caller(&arguments).until_cancelled().wait();
             stay()
@@ -187,6 +195,43 @@ fn row_03_method_sees_that_its_caller_is_gone() {
     owner.expect("cancelled");
     wait_for_callers(&mut owner, 0);
     wait_for_held(owner.pid(), before);
+}
+
+#[test]
+fn row_03_async_method_of_a_dead_caller_runs_to_the_end() {
+    let place = place();
+    let mut owner = owner(&place, &[]);
+    let before = warm_up(&mut owner, &place);
+    for (round, timeout) in [None, Some("30000")].into_iter().enumerate() {
+        shut_gate(&mut owner);
+        let mut caller = start("async holder", &[&[place.text()], timeout.as_slice()].concat());
+        owner.expect("began 7");
+        caller.kill();
+        owner.tell("callers");
+        owner.expect("1");
+        owner.tell("open");
+        owner.expect("left 7");
+        wait_for_callers(&mut owner, 0);
+        wait_for_held(owner.pid(), before);
+        assert_eq!(probe(&place).runs().wait(), Ok(round as u64 + 1), "it came to its end, once");
+        wait_for_callers(&mut owner, 0);
+    }
+}
+
+#[test]
+fn row_03_async_method_of_a_dead_caller_goes_on_no_longer_than_the_caller_would_have_waited() {
+    let place = place();
+    let mut owner = owner(&place, &[]);
+    let before = warm_up(&mut owner, &place);
+    let began = Instant::now();
+    let mut caller = start("async holder", &[place.text(), "1000"]);
+    owner.expect("began 7");
+    caller.kill();
+    owner.expect("left 7");
+    assert!(began.elapsed() >= Duration::from_secs(1), "dropped after {:?}", began.elapsed());
+    wait_for_callers(&mut owner, 0);
+    wait_for_held(owner.pid(), before);
+    assert_eq!(probe(&place).runs().wait(), Ok(0));
 }
 
 /// Sends a call, kills the owner when `ready` says so, and gives what the call got, and when.

@@ -82,7 +82,8 @@ impl Inherited {
     }
 }
 
-fn left_until(deadline_ms: u32) -> Option<Duration> {
+/// How long a caller with this deadline still waits, to a tick of the coarse clock; `None`: for ever.
+pub(crate) fn left_until(deadline_ms: u32) -> Option<Duration> {
     (deadline_ms != 0).then(|| {
         let left = deadline_ms.wrapping_sub(clock::now_ms()) as i32;
         Duration::from_millis(left.max(0) as u64)
@@ -177,7 +178,9 @@ impl CallContext {
 
     /// Whether nobody waits for the answer any more: the call was cancelled or timed out, or its caller is gone.
     ///
-    /// A long method asks from time to time, and stops. A one-way call has nobody who waits and is never cancelled.
+    /// A long method asks from time to time, and stops. An async one that was cancelled or timed out is dropped at its next
+    /// await without asking; one whose caller is gone goes on until its time is up, and is dropped then. A one-way call has
+    /// nobody who waits and is never cancelled.
     pub fn cancelled(&self) -> bool {
         !self.0.one_way && self.0.lane.is_given_up(self.0.slot, self.0.wanted)
     }

@@ -320,7 +320,13 @@ impl Hosted {
     /// Polls the async methods that `lane`'s caller has given up once more, so that they end.
     pub fn cancel_withdrawn(&self, lane: &OwnerLane) {
         let tasks: Vec<_> = self.tasks.lock().values().filter_map(Weak::upgrade).collect();
-        tasks.iter().filter(|task| task.is_withdrawn_from(lane)).for_each(Task::schedule);
+        tasks.iter().filter(|task| task.is_of(lane) && task.is_withdrawn(lane)).for_each(Task::schedule);
+    }
+
+    /// Lets the async methods of `lane`, which is abandoned, run until their deadlines only.
+    pub fn end_abandoned(&self, lane: &OwnerLane) {
+        let tasks: Vec<_> = self.tasks.lock().values().filter_map(Weak::upgrade).collect();
+        tasks.iter().filter(|task| task.is_of(lane)).for_each(Task::end_at_deadline);
     }
 
     /// Frees spilled answers that callers have copied out, when memory is short.

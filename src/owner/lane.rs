@@ -114,9 +114,14 @@ impl OwnerLane {
         self.state.load(Ordering::Relaxed) != CLOSED
     }
 
+    /// Whether nobody reads answers any more.
+    pub fn is_abandoned(&self) -> bool {
+        self.state.load(Ordering::Acquire) != LIVE
+    }
+
     /// Whether nobody waits for the answer of this call any more.
     pub fn is_given_up(&self, slot: usize, wanted: u32) -> bool {
-        self.state.load(Ordering::Acquire) != LIVE || self.ring.is_withdrawn(slot, wanted)
+        self.is_abandoned() || self.ring.is_withdrawn(slot, wanted)
     }
 
     /// Publishes the response in the slot's body and wakes who waits, as far as seen without a fence. Then
@@ -243,6 +248,7 @@ impl OwnerLane {
         self.object.count_violation();
         self.state.store(CLOSED, Ordering::Release);
         self.ring.close(crate::ring::layout::BROKEN);
+        self.object.end_abandoned(self);
         self.object.lane_is_idle(self);
     }
 
@@ -283,6 +289,7 @@ impl OwnerLane {
             engine.remove(token, &self.parcels.socket);
         }
         if self.state.compare_exchange(LIVE, GONE, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            self.object.end_abandoned(self);
             // A worker drains the ring and settles the lane, whether there is something in it or not.
             engine.pool.enqueue(Arc::clone(self));
         }

@@ -3,12 +3,16 @@
 //! They go on in the publisher's tokio runtime if there was one, else on the pool's own threads: a woken task is put in
 //! the pool's queue and polled by the next worker. Whatever happens to the task - it ends, panics, is withdrawn, or
 //! its runtime is shut down and drops it - its request is answered exactly once, by the drop of its [`Ticket`].
+//!
+//! A caller that dies has not withdrawn its call, so the method goes on. But it keeps its lane, so it goes on no longer than
+//! the caller would have waited: at the call's deadline it is dropped at its next await, as after a time-out.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -17,9 +21,11 @@ use super::dispatch::{self, Response};
 use super::hosted::Hosted;
 use super::lane::OwnerLane;
 use crate::blob::limit::Charge;
+use crate::engine::{Engine, Token};
 use crate::error::Executed;
 use crate::object::PooledFuture;
 use crate::status::Refused;
+use crate::sys::clock;
 
 /// The duty to answer one request, for who cannot answer on the spot.
 pub(crate) struct Ticket {
@@ -56,39 +62,64 @@ struct Running {
 
 impl Running {
     /// Ends it unfinished, on whichever thread lets go of it last: what its drop throws is the answer, and goes no further.
-    fn abandon(self, object: &Hosted) {
+    fn abandon(self) {
         let Running { future, mut ticket } = self;
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(future))) {
-            ticket.answer(Response::panicked(object, panic));
+            ticket.answer(Response::panicked(&Arc::clone(&ticket.served.lane.object), panic));
         }
     }
 }
 
 /// An async method under way.
+///
+/// Wakers hold it, and may be kept by somebody long after it has ended: so what it serves stands in `running`.
 pub(crate) struct Task {
     id: u64,
-    served: Served,
+    engine: &'static Engine,
+    object: Weak<Hosted>,
+    lane: Weak<OwnerLane>,
+    slot: usize,
+    wanted: u32,
+    one_way: bool,
+    deadline_ms: u32,
+    /// `None` once it has ended.
     running: Mutex<Option<Running>>,
     /// It is in the pool's queue.
     queued: AtomicBool,
     /// Where a runtime polls it: that runtime's waker.
     outer: Mutex<Option<Waker>>,
+    /// Polls it at its deadline, once its caller is gone.
+    alarm: Mutex<Option<(u64, Token)>>,
 }
 
 impl Task {
     /// Hands a pending method over to where it goes on.
     pub fn start(served: Served, future: PooledFuture, has_permit: bool, charge: Option<Charge>) {
         static IDS: AtomicU64 = AtomicU64::new(0);
-        let object = Arc::clone(&served.lane.object);
-        let ticket = Ticket { served: served.clone(), has_permit, charge, answered: false };
+        let lane = Arc::clone(&served.lane);
+        let object = &lane.object;
         let task = Arc::new(Task {
             id: IDS.fetch_add(1, Ordering::Relaxed),
-            served,
-            running: Mutex::new(Some(Running { future, ticket })),
+            engine: object.engine,
+            object: Arc::downgrade(object),
+            lane: Arc::downgrade(&lane),
+            slot: served.slot,
+            wanted: served.wanted,
+            one_way: served.one_way,
+            deadline_ms: served.deadline_ms,
+            running: Mutex::new(Some(Running {
+                future,
+                ticket: Ticket { served, has_permit, charge, answered: false },
+            })),
             queued: AtomicBool::new(false),
             outer: Mutex::new(None),
+            alarm: Mutex::new(None),
         });
         object.tasks.lock().insert(task.id, Arc::downgrade(&task));
+        // After the insertion: who finds the caller gone after this look finds the task.
+        if lane.is_abandoned() {
+            task.end_at_deadline();
+        }
         #[cfg(feature = "tokio")]
         if let Some(runtime) = &object.runtime {
             runtime.spawn(Outer(task));
@@ -97,14 +128,32 @@ impl Task {
         task.schedule();
     }
 
-    /// Whether the task serves a call that `lane`'s caller has given up.
-    pub fn is_withdrawn_from(&self, lane: &OwnerLane) -> bool {
-        std::ptr::eq(Arc::as_ptr(&self.served.lane), lane) && self.is_withdrawn()
+    /// Whether the task serves a call of `lane`'s.
+    pub fn is_of(&self, lane: &OwnerLane) -> bool {
+        std::ptr::eq(self.lane.as_ptr(), lane)
     }
 
-    fn is_withdrawn(&self) -> bool {
-        let Served { lane, slot, wanted, one_way, .. } = &self.served;
-        !one_way && lane.ring.is_withdrawn(*slot, *wanted)
+    /// Whether the caller, at the other end of `lane`, has given the call up; or is gone, and would have by now.
+    pub fn is_withdrawn(&self, lane: &OwnerLane) -> bool {
+        let is_late = || context::left_until(self.deadline_ms) == Some(Duration::ZERO);
+        !self.one_way && (lane.ring.is_withdrawn(self.slot, self.wanted) || lane.is_abandoned() && is_late())
+    }
+
+    /// Its caller is gone: has it polled when that would have stopped waiting.
+    pub fn end_at_deadline(self: &Arc<Self>) {
+        let Some(left) = context::left_until(self.deadline_ms).filter(|_| !self.one_way) else { return };
+        let task = Arc::downgrade(self);
+        // The deadline is one of the coarse clock's, which may be a tick late to show it.
+        let at_ns = clock::now_ns() + left.as_nanos() as u64 + *clock::COARSE_TICK_NS;
+        let alarm = self.engine.alarm(at_ns, move |_| {
+            if let Some(task) = task.upgrade() {
+                task.schedule();
+            }
+        });
+        let former = self.alarm.lock().replace(alarm);
+        if let Some(former) = former {
+            self.engine.cancel_alarm(former);
+        }
     }
 
     /// Has it polled soon.
@@ -113,7 +162,7 @@ impl Task {
         if let Some(outer) = outer {
             outer.wake();
         } else if !self.queued.swap(true, Ordering::AcqRel) {
-            self.served.lane.object.engine.pool.enqueue_task(Arc::clone(self));
+            self.engine.pool.enqueue_task(Arc::clone(self));
         }
     }
 
@@ -129,26 +178,39 @@ impl Task {
         // A second worker may come while one polls: it waits, then finds the task ended or polls once more.
         let mut slot = self.running.lock();
         let Some(running) = slot.as_mut() else { return Poll::Ready(()) };
-        let polled = if self.is_withdrawn() {
+        let served = &running.ticket.served;
+        let polled = if self.is_withdrawn(&served.lane) {
             Ok(Poll::Ready(Response::refused(Refused::Cancelled { executed: Executed::Unknown })))
         } else {
-            let frame = self.served.frame();
-            context::enter(&frame, || catch_unwind(AssertUnwindSafe(|| poll_future(&mut running.future, cx))))
+            let (frame, future) = (served.frame(), &mut running.future);
+            context::enter(&frame, || catch_unwind(AssertUnwindSafe(|| poll_future(future, cx))))
         };
         let response = match polled {
             Ok(Poll::Pending) => return Poll::Pending,
             Ok(Poll::Ready(response)) => response,
-            Err(panic) => Response::panicked(&self.served.lane.object, panic),
+            Err(panic) => Response::panicked(&served.lane.object, panic),
         };
         let Some(Running { future, mut ticket }) = slot.take() else { return Poll::Ready(()) };
         drop(slot);
+        self.forget();
         // The future goes before the answer: after that its slot is the caller's again.
         let dropped = catch_unwind(AssertUnwindSafe(|| drop(future)));
         ticket.answer(match dropped {
             Ok(()) => response,
-            Err(panic) => Response::panicked(&self.served.lane.object, panic),
+            Err(panic) => Response::panicked(&ticket.served.lane.object, panic),
         });
         Poll::Ready(())
+    }
+
+    /// Nothing is to be done for it any more.
+    fn forget(&self) {
+        if let Some(object) = self.object.upgrade() {
+            object.tasks.lock().remove(&self.id);
+        }
+        let alarm = self.alarm.lock().take();
+        if let Some(alarm) = alarm {
+            self.engine.cancel_alarm(alarm);
+        }
     }
 }
 
@@ -158,10 +220,9 @@ fn poll_future(future: &mut PooledFuture, cx: &mut Context<'_>) -> Poll<Response
 
 impl Drop for Task {
     fn drop(&mut self) {
-        let object = &self.served.lane.object;
-        object.tasks.lock().remove(&self.id);
+        self.forget();
         if let Some(running) = self.running.get_mut().take() {
-            running.abandon(object);
+            running.abandon();
         }
     }
 }
@@ -191,7 +252,8 @@ impl Drop for Outer {
     fn drop(&mut self) {
         let running = self.0.running.lock().take();
         if let Some(running) = running {
-            running.abandon(&self.0.served.lane.object);
+            running.abandon();
         }
+        self.0.forget();
     }
 }

@@ -128,6 +128,15 @@ impl Probe {
         id
     }
 
+    /// As `held_async`, and then counts as a run.
+    pub async fn held_then_run(&self, id: u64) -> u64 {
+        let _farewell = Farewell(format!("left {id}"));
+        say(format!("began {id}"));
+        self.gate.passed().await;
+        self.runs.fetch_add(1, Ordering::SeqCst);
+        id
+    }
+
     /// As `held_async`, in silence, and counted as it begins.
     pub async fn held_quietly(&self, id: u64) -> u64 {
         self.begun_quietly.fetch_add(1, Ordering::SeqCst);
