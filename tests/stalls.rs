@@ -120,6 +120,51 @@ fn row_15_caller_never_reads_responses() {
     hoarder.expect(&format!("{SLOTS} of {SLOTS}"));
 }
 
+/// What 99 of 100 calls take at most.
+fn p99(proxy: &ProbeProxy) -> Duration {
+    let mut spans: Vec<_> = (0..1000)
+        .map(|i| {
+            let began = Instant::now();
+            assert_eq!(proxy.add(i, 1).wait(), Ok(i + 1));
+            began.elapsed()
+        })
+        .collect();
+    spans.sort_unstable();
+    spans[990]
+}
+
+#[test]
+fn row_15_p99_of_others_is_what_it_was_before() {
+    let place = place();
+    let mut owner = owner(&place, &[]);
+    let proxy = probe(&place);
+    p99(&proxy);
+    let mut beside = || {
+        let mut hoarder = start("sends and stays", &[place.text()]);
+        hoarder.expect("sent");
+        stop(&hoarder);
+        let beside = p99(&proxy);
+        hoarder.kill();
+        wait_for_callers(&mut owner, 1);
+        beside
+    };
+    // Side by side, now one first and now the other, until one pair is equal: what a loaded machine adds comes and goes,
+    // what the owner spends on the lane that is full would not.
+    let mut ratios = Vec::new();
+    while ratios.iter().all(|ratio| *ratio > 1.1) && ratios.len() < ATTEMPTS {
+        let (alone, beside) = if ratios.len().is_multiple_of(2) {
+            let alone = p99(&proxy);
+            (alone, beside())
+        } else {
+            let beside = beside();
+            (p99(&proxy), beside)
+        };
+        println!("p99 alone {alone:?}, beside one that reads no answers {beside:?}");
+        ratios.push(beside.as_secs_f64() / alone.as_secs_f64());
+    }
+    assert!(ratios.iter().any(|ratio| *ratio <= 1.1), "p99 is longer by {ratios:?}");
+}
+
 #[test]
 fn row_23_owner_stopped() {
     let place = place();

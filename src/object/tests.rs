@@ -11,9 +11,7 @@ use std::task::{Context, Poll, Waker};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    AsyncInvocation, Handler, Invocation, MethodTable, Object, Proxy, Refusal, RequestBody,
-};
+use super::{AsyncInvocation, Handler, Invocation, MethodTable, Object, Proxy, Refusal, RequestBody};
 use crate::object::invocation::Concluded;
 use crate::wire::budget::{Budget, decode};
 use crate::wire::output::Output;

@@ -163,6 +163,15 @@ impl Probe {
         vec![id as u8; len as usize]
     }
 
+    /// Takes so many milliseconds.
+    pub fn dawdle(&self, ms: u64) -> u64 {
+        let until = Instant::now() + Duration::from_millis(ms);
+        while let Some(left) = until.checked_duration_since(Instant::now()) {
+            std::thread::park_timeout(left);
+        }
+        ms
+    }
+
     /// Runs until its caller has given up.
     pub fn until_cancelled(&self) -> u64 {
         say("began");
