@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -127,6 +127,9 @@ impl Publication {
         }));
         let listener = Listener::new(Arc::clone(&hosted), bound).map_err(system)?;
         inner.add_listener(&name, &listener, self.replaces)?;
+        if cfg!(panic = "abort") {
+            warn_that_panics_abort(hosted.name());
+        }
         Ok(Published { bus: self.bus, hosted, listener })
     }
 
@@ -155,6 +158,18 @@ impl Publication {
             None => Ok(None),
         }
     }
+}
+
+/// Tells the publisher, once, that no panic of a method can be caught in this program: whatever the object's
+/// [`PanicPolicy`], it is the end of the process.
+fn warn_that_panics_abort(name: &str) {
+    static TOLD: Once = Once::new();
+    TOLD.call_once(|| {
+        tracing::warn!(
+            name,
+            "this program is built with `panic = \"abort\"`: a method that panics ends the process, and callers get `OwnerDied` instead of `MethodPanicked`"
+        );
+    });
 }
 
 /// Keeps an object published; dropping it withdraws the object.
@@ -256,5 +271,66 @@ pub(crate) fn wait_idle(hosted: &Hosted, deadline: Duration) -> bool {
         if clock::now_ns() >= until_ns {
             return hosted.is_idle();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Debug;
+
+    use parking_lot::Mutex;
+    use tracing::field::{Field, Visit};
+    use tracing::span::{Attributes, Id, Record};
+    use tracing::{Event, Level, Metadata, Subscriber};
+
+    use super::*;
+
+    /// Writes down what is told.
+    #[derive(Clone, Default)]
+    struct Listening(Arc<Mutex<Vec<String>>>);
+
+    struct Line(String);
+
+    impl Visit for Line {
+        fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+            self.0 += &format!(" {field}={value:?}");
+        }
+    }
+
+    impl Subscriber for Listening {
+        fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+            metadata.level() <= &Level::WARN
+        }
+
+        fn event(&self, event: &Event<'_>) {
+            let mut line = Line(event.metadata().level().to_string());
+            event.record(&mut line);
+            self.0.lock().push(line.0);
+        }
+
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+        fn enter(&self, _: &Id) {}
+        fn exit(&self, _: &Id) {}
+    }
+
+    #[test]
+    fn row_26_that_panics_abort_is_told_once() {
+        let listening = Listening::default();
+        tracing::subscriber::with_default(listening.clone(), || {
+            let bus = Bus::in_memory();
+            let _quiet = bus.publish("quiet", MethodTable::named("Nothing")).unwrap();
+            assert_eq!(*listening.0.lock(), Vec::<String>::new(), "panics unwind here");
+            warn_that_panics_abort("first");
+            warn_that_panics_abort("second");
+        });
+        let told = listening.0.lock();
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].starts_with("WARN") && told[0].contains("first"), "{told:?}");
+        assert!(told[0].contains("OwnerDied"), "{told:?}");
     }
 }

@@ -81,6 +81,9 @@ impl Limits {
 }
 
 /// What happens to an object one of whose methods panicked.
+///
+/// In a program built with `panic = "abort"` neither can be had: a panic is the end of the process, and its callers get
+/// `OwnerDied`. The first object published there says so, as a warning through `tracing`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PanicPolicy {
     /// The call gets `MethodPanicked`; the object goes on serving.
