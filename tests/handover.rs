@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use objbus::{Bus, PublishError, Published, Untyped};
+use objbus::{Access, Bus, ConnectError, Limits, PublishError, Published, Untyped};
 
 const CALLERS: usize = 4;
 const HANDOVERS: usize = 20;
@@ -162,6 +162,38 @@ fn of_many_that_publish_in_memory_at_once_one_wins() {
         });
         assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1, "{results:?}");
     }
+}
+
+/// A successor calls nothing: what holds for callers must not keep a new build from taking the name over.
+#[test]
+fn rules_for_callers_do_not_keep_a_successor_out() {
+    let place = place();
+    let bus = place.bus();
+    let full = Limits { lanes: 0, ..Limits::default() };
+    let closed = || bus.object("math", table()).access(Access::only()).limits(full.clone()).replace();
+    let first = closed().publish().unwrap();
+    assert!(matches!(bus.proxy::<Untyped>("math").wait(), Err(ConnectError::PermissionDenied)));
+    let second = closed().publish().unwrap();
+    wait_until("the old owner is told", || first.is_replaced());
+    let third = bus.object("math", table()).replace().publish().unwrap();
+    wait_until("the old owner is told", || second.is_replaced());
+    let math: Untyped = bus.proxy("math").wait().unwrap();
+    assert_eq!(math.call::<_, f64>("pow", &(2.0, 2.0)).wait(), Ok(4.0));
+    assert!(!third.is_replaced());
+}
+
+#[test]
+fn a_stopped_owner_is_not_succeeded_and_the_sentence_says_why() {
+    let place = place();
+    let mut owner = start("undisturbed", &[place.text()]);
+    owner.expect("ready");
+    owner.signal(libc::SIGSTOP);
+    let refused = place.bus().object("math", table()).replace().publish().map(drop);
+    owner.signal(libc::SIGCONT);
+    let sentence = refused.expect_err("nobody granted it").to_string();
+    assert!(sentence.contains("did not answer: it may be stopped"), "{sentence}");
+    owner.tell("are you replaced?");
+    owner.expect("false");
 }
 
 /// Asks for the name as a successor does, and goes no further than the permission.

@@ -4,6 +4,7 @@ mod support;
 use support::system::*;
 use support::*;
 
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -128,6 +129,26 @@ fn row_16_callers_beyond_the_limit_are_told_so() {
     for math in &proxies {
         assert_eq!(pow(math).wait(), Ok(8.0));
     }
+}
+
+#[test]
+fn row_16_the_limit_holds_for_callers_that_come_at_once() {
+    let place = place();
+    let limits = Limits { lanes: 3, ..Limits::default() };
+    let published = place.bus().object("math", table()).limits(limits).publish().unwrap();
+    let callers: Vec<Bus> = (0..32).map(|_| place.bus()).collect();
+    let start = Barrier::new(callers.len());
+    let connect = |bus: &Bus| {
+        start.wait();
+        bus.proxy::<Untyped>("math").wait()
+    };
+    let met: Vec<_> = std::thread::scope(|scope| {
+        let callers: Vec<_> = callers.iter().map(|bus| scope.spawn(|| connect(bus))).collect();
+        callers.into_iter().map(|caller| caller.join().unwrap()).collect()
+    });
+    let refused = |met: &Result<Untyped, ConnectError>| matches!(met, Err(ConnectError::TooManyCallers));
+    assert_eq!(met.iter().filter(|met| refused(met)).count(), callers.len() - 3, "{met:?}");
+    assert_eq!(published.callers(), 3);
 }
 
 #[test]

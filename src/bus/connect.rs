@@ -9,7 +9,9 @@ use rustix::io::Errno;
 
 use super::BusInner;
 use crate::error::{ConnectError, PublishError};
-use crate::handshake::{FEATURES, Hello, LAYOUT, MESSAGE_MAX, Message, Unreadable, VERSION, Welcome};
+use crate::handshake::{
+    FEATURES, Hello, LAYOUT, MESSAGE_MAX, Message, Refusal, Unreadable, VERSION, Welcome,
+};
 use crate::names::{Bound, Name};
 use crate::parcels::Parcels;
 use crate::peer::Peer;
@@ -146,19 +148,31 @@ impl BusInner {
                 return Err(PublishError::System { reason: format!("reaching the present owner: {error}") });
             }
         };
-        let system =
-            |errno: Errno| PublishError::System { reason: format!("asking the present owner: {errno}") };
+        let refused = |reason: String| PublishError::System { reason };
         match socket::send(&socket, &Message::Replace.encode(), &[]) {
             Ok(()) | Err(Errno::PIPE | Errno::CONNRESET) => {}
-            Err(errno) => return Err(system(errno)),
+            Err(errno) => return Err(refused(format!("asking the present owner: {errno}"))),
         }
         match await_message(&socket, deadline_ns) {
             // The end of this connection, after the name is ours, is what the old owner waits for.
             Ok(Some((Ok(Message::Granted), _))) => directory.replace(name),
-            Ok(Some((Ok(Message::Refused(_)), _))) => Err(PublishError::PermissionDenied),
-            Ok(None) => directory.bind(name),
-            Ok(Some(_)) => Err(PublishError::PermissionDenied),
-            Err(errno) => Err(system(errno)),
+            Ok(Some((Ok(Message::Refused(Refusal::PermissionDenied)), _))) => {
+                Err(PublishError::PermissionDenied)
+            }
+            Ok(None | Some((Ok(Message::Refused(Refusal::Closing)), _))) => directory.bind(name),
+            Ok(Some((Ok(Message::Refused(refusal)), _))) => {
+                let why = refusal.into_error(name.as_str());
+                Err(refused(format!("the present owner does not hand over now: {why}")))
+            }
+            Ok(Some((Err(Unreadable::Version(theirs)), _))) => Err(refused(format!(
+                "the present owner speaks protocol version {theirs}, this process {VERSION}, so it cannot hand over: end it, then publish"
+            ))),
+            Ok(Some(_)) => Err(refused("the present owner does not speak this protocol".to_owned())),
+            Err(Errno::TIMEDOUT) => Err(refused(
+                "the present owner did not answer: it may be stopped; continue or end it, then try again"
+                    .to_owned(),
+            )),
+            Err(errno) => Err(refused(format!("asking the present owner: {errno}"))),
         }
     }
 }

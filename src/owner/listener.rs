@@ -106,18 +106,17 @@ impl Listener {
     fn try_admit(&self, engine: &'static Engine, socket: &Fd) -> Result<(), Refusal> {
         let who = socket::peer_credentials(socket).map_err(|_| Refusal::PermissionDenied)?;
         let bus = self.hosted.bus.upgrade().ok_or(Refusal::Closing)?;
-        let groups = if self.hosted.asks_for_groups() {
-            socket::peer_groups(socket).map_err(|_| Refusal::PermissionDenied)?
-        } else {
-            Vec::new()
-        };
-        if !bus.admits(who.uid) || !self.hosted.rules.access.admits(&who, &groups) {
+        if !bus.admits(who.uid) {
             return Err(Refusal::PermissionDenied);
+        }
+        // Who may be a successor is heard first: one is no caller, and no rule for callers holds for it.
+        if !may_succeed(who.uid) {
+            self.try_admit_caller(socket)?;
         }
         if self.hosted.is_closing() {
             return Err(Refusal::Closing);
         }
-        if !self.hosted.has_room_for(who.pid) || engine.is_foreign() {
+        if engine.is_foreign() {
             return Err(Refusal::TooManyCallers);
         }
         let mut half_open = self.half_open.lock();
@@ -127,6 +126,20 @@ impl Listener {
         }
         *of_uid += 1;
         Ok(())
+    }
+
+    /// Checks what the object asks of its callers.
+    fn try_admit_caller(&self, socket: &Fd) -> Result<(), Refusal> {
+        let who = socket::peer_credentials(socket).map_err(|_| Refusal::PermissionDenied)?;
+        let groups = if self.hosted.asks_for_groups() {
+            socket::peer_groups(socket).map_err(|_| Refusal::PermissionDenied)?
+        } else {
+            Vec::new()
+        };
+        if !self.hosted.rules.access.admits(&who, &groups) {
+            return Err(Refusal::PermissionDenied);
+        }
+        if self.hosted.has_room_for(who.pid) { Ok(()) } else { Err(Refusal::TooManyCallers) }
     }
 
     fn end_half_open(&self, uid: u32) {
@@ -178,6 +191,11 @@ impl Listener {
             self.hosted.close(REPLACED);
         }
     }
+}
+
+/// Whether a process of this user may take the name over.
+fn may_succeed(uid: u32) -> bool {
+    uid == rustix::process::geteuid().as_raw() || uid == 0
 }
 
 fn spare_fd(any: impl AsFd) -> Result<Fd, Errno> {
@@ -285,9 +303,8 @@ impl HalfOpen {
 
     /// A successor may take the name if it runs as the same user, or as root.
     fn grant(&self, engine: &'static Engine) {
-        let own = rustix::process::geteuid().as_raw();
         let admit = |n| (n < SUCCESSORS_MAX).then_some(n + 1);
-        let refusal = if self.uid != own && self.uid != 0 {
+        let refusal = if !may_succeed(self.uid) {
             Some(Refusal::PermissionDenied)
         } else if self.is_replacing.load(Ordering::Relaxed) {
             None
@@ -317,6 +334,8 @@ impl HalfOpen {
     ) -> Result<(), (Fd, Refusal)> {
         let hosted = &self.listener.hosted;
         let made = (|| {
+            // Here and not before only: many may have come at once, and this thread alone lets them in.
+            self.listener.try_admit_caller(&socket)?;
             let bus = hosted.bus.upgrade().ok_or(Refusal::Closing)?;
             let request = receive_request(fds)?;
             let (response, response_fd) =

@@ -42,6 +42,21 @@ fn fault_12_an_owner_of_another_version_or_layout_is_a_version_mismatch() {
     }
 }
 
+/// What an owner of another build cannot do is said, and is no lack of permission.
+#[test]
+fn fault_12_an_owner_of_another_version_cannot_hand_over() {
+    let place = place();
+    let bus = place.bus();
+    let listener = owner::listen(&place, "math");
+    let table = objbus::MethodTable::named("Math").method("one", || 1_u8);
+    let publishing = std::thread::spawn(move || bus.object("math", table).replace().publish().map(drop));
+    let (socket, heard) = owner::accept_and_hear(&listener);
+    assert_eq!(heard.map(|(replace, _)| replace), Some(message(1, &[3])));
+    send(&socket, &message(7, &[2, 6]), &[]).unwrap();
+    let sentence = publishing.join().unwrap().expect_err("nobody granted it").to_string();
+    assert!(sentence.contains("version 7, this process 1"), "{sentence}");
+}
+
 #[test]
 fn fault_12_garbage_in_the_handshake_ends_it() {
     let victim = victim();
