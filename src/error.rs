@@ -21,6 +21,9 @@ pub enum Executed {
     Yes,
 }
 
+/// What an error says of [`Executed::No`] where calling again is safe, too, but would fail in the same way.
+const DID_NOT_RUN: &str = "the method did not run";
+
 impl fmt::Display for Executed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -241,60 +244,62 @@ impl<E: fmt::Display> fmt::Display for CallError<E> {
             }
             CallError::Cancelled { executed } => write!(f, "the call was cancelled; {executed}"),
             CallError::Overloaded { executed } => {
-                write!(f, "the calls in flight, or their bytes, reach this caller's limit; {executed}")
+                write!(f, "too many calls of this caller are in flight, or too many bytes: let some end first; {executed}")
             }
             CallError::TooLarge { limit, size, executed: Executed::Yes } => write!(
                 f,
-                "the result needs {size} bytes and the bus allows {limit}; the method ran, so raise the owner's limit or return less"
+                "the result needs {size} bytes and the owner allows {limit}: raise its `Limits::body_bytes` or return less; the method ran"
             ),
-            CallError::TooLarge { limit, size, executed } => write!(
+            CallError::TooLarge { limit, size, .. } => write!(
                 f,
-                "the arguments need {size} bytes and the bus allows {limit}; raise the limit or send less; {executed}"
+                "the arguments need {size} bytes and {limit} are allowed: raise `Limits::body_bytes` on both sides or send less; {DID_NOT_RUN}"
             ),
-            CallError::BadRequest { reason, executed } => {
-                write!(f, "the arguments cannot be sent: {reason}; {executed}")
+            CallError::BadRequest { reason, .. } => {
+                write!(f, "the arguments were refused: {reason}; {DID_NOT_RUN}")
             }
             CallError::BadResponse { reason, executed } => {
                 write!(f, "the result cannot be read: {reason}; {executed}")
             }
-            CallError::UnknownMethod { method, executed } => {
-                write!(f, "the object has no method `{method}`; {executed}")
-            }
-            CallError::SchemaMismatch { method, ours, theirs, executed } => write!(
+            CallError::UnknownMethod { method, .. } => write!(
                 f,
-                "`{method}` was built with other types here (key {ours:016x}) than in the owner (key {theirs:016x}): build both from the same definitions; {executed}"
+                "the object has no method `{method}`: its owner may be of an older build, or the name another object's; {DID_NOT_RUN}"
             ),
-            CallError::MethodPanicked { message, executed: Executed::No } => {
-                write!(f, "the object is poisoned by an earlier panic ({message}); the method did not run")
-            }
+            CallError::SchemaMismatch { method, ours, theirs, .. } => write!(
+                f,
+                "`{method}` was built with other types here (key {ours:016x}) than in the owner (key {theirs:016x}): build both from the same definitions; {DID_NOT_RUN}"
+            ),
+            CallError::MethodPanicked { message, executed: Executed::No } => write!(
+                f,
+                "the object is poisoned by an earlier panic ({message}): its owner must publish it anew; {DID_NOT_RUN}"
+            ),
             CallError::MethodPanicked { message, executed } => {
                 write!(f, "the method panicked: {message}; {executed}")
             }
-            CallError::WouldDeadlock { executed } => write!(
-                f,
-                "the object serves one call at a time and is waiting, through others, for this one; {executed}"
+            CallError::WouldDeadlock { .. } => f.write_str(
+                "the object serves one call at a time and is waiting, through others, for this one: publish it with more workers, or do not call it from there; the method did not run",
             ),
             CallError::ProtocolViolation { executed } => {
                 write!(f, "the other process broke the protocol and its connection was closed; {executed}")
             }
             CallError::Unpublished { executed } => write!(f, "the object was withdrawn; {executed}"),
-            CallError::NotFound { name, executed } => {
-                write!(f, "nobody publishes `{name}` at present; {executed}")
+            CallError::NotFound { name, .. } => {
+                write!(f, "nobody publishes `{name}` now: start who does, or use `Absent::Wait`; {DID_NOT_RUN}")
             }
-            CallError::PermissionDenied { executed } => {
-                write!(f, "the object's access rules exclude this process; {executed}")
-            }
-            CallError::ForkedHandle { executed } => {
-                write!(f, "this proxy was made before fork(); open the bus again in the child; {executed}")
-            }
-            CallError::NoMemory { executed: Executed::Yes } => {
-                f.write_str("the result does not fit the owner's memory limit, or what this caller may have in flight; the method ran")
-            }
-            CallError::NoMemory { executed } => {
-                write!(f, "the arguments do not fit this bus's memory limit; {executed}")
-            }
-            CallError::Unreachable { reason, executed } => {
-                write!(f, "the object cannot be reached: {reason}; {executed}")
+            CallError::PermissionDenied { .. } => f.write_str(
+                "this process may not make the call: neither its user nor a group of it is named in the rules of the object or of the method; the method did not run",
+            ),
+            CallError::ForkedHandle { .. } => f.write_str(
+                "this proxy was made before fork(); open the bus again in the child; the method did not run",
+            ),
+            CallError::NoMemory { executed: Executed::Yes } => f.write_str(
+                "the result does not fit the owner's memory limit (`BusBuilder::memory`), or what this caller may have in flight there: return less, or take other answers first; the method ran",
+            ),
+            CallError::NoMemory { executed } => write!(
+                f,
+                "the arguments do not fit the bus's memory limit: raise it (`BusBuilder::memory`), send less, or let other calls end first; {executed}"
+            ),
+            CallError::Unreachable { reason, .. } => {
+                write!(f, "the object cannot be reached: {reason}; {DID_NOT_RUN}")
             }
         }
     }
@@ -343,6 +348,8 @@ pub enum ConnectError {
     NoMemory,
     /// The name is not a valid one.
     NameInvalid {
+        /// The name.
+        name: String,
         /// What is wrong with it.
         reason: &'static str,
     },
@@ -373,7 +380,9 @@ impl fmt::Display for ConnectError {
                 f,
                 "the name is served by user {uid}, not by the user expected; nothing was shared with it"
             ),
-            ConnectError::PermissionDenied => f.write_str("the owner does not admit this user"),
+            ConnectError::PermissionDenied => f.write_str(
+                "the owner does not admit this user: its bus must (`BusBuilder::admit`), and so must the object's rules (`Publication::access`)",
+            ),
             ConnectError::VersionMismatch { ours, theirs } if ours == theirs => f.write_str(
                 "the owner lays shared memory out otherwise than this process: build both with the same objbus for the same kind of machine",
             ),
@@ -381,7 +390,9 @@ impl fmt::Display for ConnectError {
                 f,
                 "the owner speaks protocol version {theirs}, this process {ours}: build both with the same objbus"
             ),
-            ConnectError::TooManyCallers => f.write_str("the owner's limit of callers is reached"),
+            ConnectError::TooManyCallers => f.write_str(
+                "the owner's limit of callers is reached: let others go first, or raise its `Limits::lanes`",
+            ),
             ConnectError::HandshakeTimeout { after } => {
                 write!(f, "the owner did not answer within {after:?}: it may be stopped or overloaded")
             }
@@ -390,7 +401,7 @@ impl fmt::Display for ConnectError {
             }
             ConnectError::NoFds => f.write_str("no file descriptors are left: raise the limit (ulimit -n)"),
             ConnectError::NoMemory => f.write_str("no memory is left for a connection"),
-            ConnectError::NameInvalid { reason } => write!(f, "the name is not valid: {reason}"),
+            ConnectError::NameInvalid { name, reason } => write!(f, "the name {name:?} is not valid: {reason}"),
             ConnectError::ForkedHandle => {
                 f.write_str("the bus was opened before fork(); open it again in the child")
             }
@@ -420,6 +431,8 @@ pub enum PublishError {
     },
     /// The name is not a valid one.
     NameInvalid {
+        /// The name.
+        name: String,
         /// What is wrong with it.
         reason: &'static str,
     },
@@ -448,6 +461,9 @@ pub enum PublishError {
 impl fmt::Display for PublishError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            PublishError::AlreadyPublished { pid: 0 } => f.write_str(
+                "a process outside of this pid namespace publishes this name already: choose another name, or take it over with replace()",
+            ),
             PublishError::AlreadyPublished { pid } => write!(
                 f,
                 "process {pid} publishes this name already: choose another name, or take it over with replace()"
@@ -455,8 +471,10 @@ impl fmt::Display for PublishError {
             PublishError::RuntimeDirUnsafe { reason } | PublishError::System { reason } => {
                 f.write_str(reason)
             }
-            PublishError::NameInvalid { reason } => write!(f, "the name is not valid: {reason}"),
-            PublishError::PermissionDenied => f.write_str("this process may not publish the name"),
+            PublishError::NameInvalid { name, reason } => write!(f, "the name {name:?} is not valid: {reason}"),
+            PublishError::PermissionDenied => f.write_str(
+                "this process may not take the name: it cannot write to the run-time directory, or the name is another user's",
+            ),
             PublishError::NoFds => f.write_str("no file descriptors are left: raise the limit (ulimit -n)"),
             PublishError::NoMemory => f.write_str("no memory is left to publish an object"),
             PublishError::BadObject { reason } => write!(f, "the object cannot be published: {reason}"),
@@ -517,3 +535,54 @@ impl fmt::Display for OpenError {
 }
 
 impl std::error::Error for OpenError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each says what was wrong and what to do, and "again" only where calling again may end otherwise.
+    #[test]
+    fn sentences_say_what_to_do() {
+        let (no, text) = (Executed::No, || "x".to_owned());
+        let errors: [(BusError, &str, bool); 14] = [
+            (CallError::OwnerDied { executed: no }, "died", true),
+            (CallError::DeadlineExceeded { executed: no }, "deadline", true),
+            (CallError::Overloaded { executed: no }, "let some end", true),
+            (CallError::Unpublished { executed: no }, "withdrawn", true),
+            (CallError::NoMemory { executed: no }, "BusBuilder::memory", true),
+            (CallError::TooLarge { limit: 1, size: 2, executed: no }, "Limits::body_bytes", false),
+            (CallError::BadRequest { reason: text(), executed: no }, "were refused: x", false),
+            (CallError::UnknownMethod { method: text(), executed: no }, "no method `x`", false),
+            (
+                CallError::SchemaMismatch { method: text(), ours: 1, theirs: 2, executed: no },
+                "build both",
+                false,
+            ),
+            (CallError::MethodPanicked { message: text(), executed: no }, "publish it anew", false),
+            (CallError::WouldDeadlock { executed: no }, "more workers", false),
+            (CallError::NotFound { name: text(), executed: no }, "Absent::Wait", false),
+            (CallError::PermissionDenied { executed: no }, "rules", false),
+            (CallError::ForkedHandle { executed: no }, "open the bus again", false),
+        ];
+        for (error, advice, is_safe_again) in errors {
+            let sentence = error.to_string();
+            assert!(sentence.contains(advice), "{sentence}");
+            assert!(sentence.contains("the method did not run"), "{sentence}");
+            assert_eq!(sentence.contains("calling again is safe"), is_safe_again, "{sentence}");
+        }
+    }
+
+    #[test]
+    fn a_refused_name_is_told() {
+        let (name, reason) = ("a/b".to_owned(), "why");
+        let publishing = PublishError::NameInvalid { name: name.clone(), reason };
+        assert_eq!(publishing.to_string(), "the name \"a/b\" is not valid: why");
+        assert_eq!(ConnectError::NameInvalid { name, reason }.to_string(), publishing.to_string());
+    }
+
+    #[test]
+    fn a_publisher_without_a_number_is_not_called_process_0() {
+        assert!(!PublishError::AlreadyPublished { pid: 0 }.to_string().contains("process 0"));
+        assert!(PublishError::AlreadyPublished { pid: 7 }.to_string().starts_with("process 7 "));
+    }
+}

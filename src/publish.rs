@@ -115,7 +115,8 @@ impl Publication {
             return Err(PublishError::Closed);
         }
         self.check()?;
-        let name = Name::new(&self.name).map_err(|reason| PublishError::NameInvalid { reason })?;
+        let name = Name::new(&self.name)
+            .map_err(|reason| PublishError::NameInvalid { name: self.name.clone(), reason })?;
         let system = |errno| PublishError::System { reason: format!("publishing: {errno}") };
         let bound = self.bind(&name)?;
         let hosted = Arc::new(Hosted::new(Parts {

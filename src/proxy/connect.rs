@@ -113,7 +113,8 @@ impl<P: Proxy> Connect<P> {
         if self.bus.0.is_foreign() {
             return Err(ConnectError::ForkedHandle);
         }
-        let name = Name::new(&self.name).map_err(|reason| ConnectError::NameInvalid { reason })?;
+        let name = Name::new(&self.name)
+            .map_err(|reason| ConnectError::NameInvalid { name: self.name.clone(), reason })?;
         Ok(self.bus.0.link(&name))
     }
 

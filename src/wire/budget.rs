@@ -87,7 +87,7 @@ impl fmt::Display for DecodeError {
             DecodeError::BadOption => "the tag of an option is neither 0 nor 1",
             DecodeError::BadNumber => "a number does not fit its type",
             DecodeError::TooDeep => "the value nests deeper than the limit",
-            DecodeError::TooBig => "the value would take more memory than the limit allows for a body of this size",
+            DecodeError::TooBig => "the value would take more memory than `Limits::decode_bytes` allows for a body of this size",
             DecodeError::NotSelfDescribing => {
                 "the type needs a self-describing format, which the bus does not use (serde's untagged, tag or flatten?)"
             }
