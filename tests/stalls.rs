@@ -312,6 +312,34 @@ fn row_39_methods_that_are_slow_for_once_hide_nobody() {
     }
 }
 
+/// Nor does it hide the other calls of its own caller, whose lane the worker says that it looks at all the while.
+#[test]
+fn row_39_a_method_that_is_slow_for_once_hides_no_call_of_the_same_process() {
+    let (gate, inside) = (Arc::new(Gate::default()), Arc::new(AtomicUsize::new(0)));
+    let (door, entered) = (Arc::clone(&gate), Arc::clone(&inside));
+    let pass = move || {
+        entered.fetch_add(1, Ordering::SeqCst);
+        door.pass();
+    };
+    let place = place();
+    let table = MethodTable::named("Door").method("pass", pass).method("knock", || 1_u8);
+    let _published = place.bus().publish("door", table).unwrap();
+    let proxy: Untyped = place.bus().proxy("door").timeout(PATIENCE).wait().unwrap();
+    let knock = || proxy.call::<_, u8>("knock", &()).timeout(Duration::from_secs(5));
+    for round in 0..10 {
+        gate.open();
+        (0..200).for_each(|_| assert_eq!(proxy.call("pass", &()).wait(), Ok(())));
+        gate.shut();
+        inside.store(0, Ordering::SeqCst);
+        let slow = proxy.call::<_, ()>("pass", &()).started();
+        wait_until("it is inside", || inside.load(Ordering::SeqCst) == 1);
+        let answer = if round % 2 == 0 { knock().wait() } else { block_on(knock()) };
+        assert_eq!(answer, Ok(1), "round {round}");
+        gate.open();
+        assert_eq!(slow.wait(), Ok(()));
+    }
+}
+
 /// Objects that serve one call at a time, whose next calls get their turn at the same moment, run them side by side.
 #[test]
 fn row_39_turns_that_come_at_once_are_taken_at_once() {

@@ -1,4 +1,4 @@
-//! Answers that no honest owner gives, to an honest caller: faults 30 and 35.
+//! Answers that no honest owner gives, to an honest caller: faults 30, 35 and 43.
 
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
@@ -45,6 +45,16 @@ fn answered(spoil: impl FnOnce(&Owner, &Taken)) -> (Called, bool) {
 fn fault_30_an_honest_answer_by_hand_is_understood() {
     let (called, lives) = answered(|owner, taken| owner.answer_honestly(taken, &[3]));
     assert_eq!((called, lives), (Ok(3), true));
+}
+
+/// The end of a socket alone is no death: a process that lives may still run what it has not begun.
+#[test]
+fn fault_43_no_is_not_said_where_a_living_owner_hangs_up() {
+    let (_place, math, mut owner) = meet();
+    let calling = call(&math);
+    owner.take();
+    drop(owner.socket);
+    assert_eq!(calling.join().unwrap(), Err(CallError::OwnerDied { executed: Executed::Unknown }));
 }
 
 #[test]
