@@ -132,8 +132,10 @@ fn fault_17_a_flood_of_connections_is_refused_and_ends() {
         let _ = send(socket, &message(1, &[3]), &[]);
     }
     victim.expect_unharmed();
-    let refused = |socket: &OwnedFd| receive(socket).is_none_or(|(answer, _)| answer[8..10] == [2, 1]);
-    assert!(refused(&flood[399]), "the last of many is one too many");
+    // One that was let in is disconnected without a word, after a second.
+    let is_told = |socket: &&OwnedFd| receive(socket).is_some_and(|(answer, _)| answer[8..10] == [2, 1]);
+    let told = flood[40..].iter().filter(is_told).count();
+    assert!(told > 180, "only {told} of 360 were told that they are too many");
     let connect = || victim.place.bus().proxy::<Untyped>("victim").wait().is_ok();
     wait_until("others connect again, though the flood stays", connect);
     flood.truncate(40);
