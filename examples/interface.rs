@@ -1,8 +1,5 @@
 //! A trait as an interface: the same code takes a local object or a proxy to another process's.
-//!
 //! `cargo run --example interface -- serve` in one terminal, `cargo run --example interface` in another.
-
-use std::time::Duration;
 
 use objbus::{Bus, BusError};
 use serde::{Deserialize, Serialize};
@@ -39,22 +36,25 @@ fn report(what: &str, scale: &impl Scale) {
     println!("{what}: {:?}, {:?}", scale.weigh(4), scale.weigh(101));
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let bus = Bus::open()?;
-    match std::env::args().nth(1).as_deref() {
+fn run(role: Option<&str>) -> Result<(), Box<dyn std::error::Error>> {
+    match role {
         Some("serve") => {
-            let published = bus.publish("scale", ScaleObject(Bench))?;
+            let published = Bus::open()?.publish("scale", ScaleObject(Bench))?;
             println!("published {}; Ctrl-C ends it", published.name());
             std::iter::repeat_with(std::thread::park).for_each(drop);
         }
         None => {
             report("here", &Bench);
-            report("there", &bus.proxy::<ScaleProxy>("scale").wait_for(Duration::from_secs(5))?);
+            report("there", &Bus::open()?.proxy::<ScaleProxy>("scale").wait()?);
         }
-        Some(other) => {
-            eprintln!("`{other}` is no role here: say `serve` to publish, or nothing to call");
-            std::process::exit(2)
-        }
+        Some(other) => Err(format!("`{other}` is no role here: say `serve` to publish, or nothing to call"))?,
     }
     Ok(())
+}
+
+fn main() {
+    if let Err(error) = run(std::env::args().nth(1).as_deref()) {
+        eprintln!("{error}");
+        std::process::exit(1)
+    }
 }

@@ -6,19 +6,22 @@ use std::time::Duration;
 
 use objbus::{Bus, MethodTable, Untyped};
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let bus = Bus::open()?;
-    match std::env::args().nth(1).as_deref() {
-        Some("serve") => serve(&bus),
-        None => call(&bus),
+fn main() {
+    let done = match std::env::args().nth(1).as_deref() {
+        Some("serve") => serve(),
+        None => call(),
         Some(other) => {
-            eprintln!("`{other}` is no role here: say `serve` to publish, or nothing to call");
-            std::process::exit(2)
+            Err(format!("`{other}` is no role here: say `serve` to publish, or nothing to call").into())
         }
+    };
+    if let Err(error) = done {
+        eprintln!("{error}");
+        std::process::exit(1)
     }
 }
 
-fn serve(bus: &Bus) -> Result<(), Box<dyn std::error::Error>> {
+fn serve() -> Result<(), Box<dyn std::error::Error>> {
+    let bus = Bus::open()?;
     let math = MethodTable::named("Math")
         .method("pow", |x: f64, y: f64| x.powf(y))
         .docs("x to the power of y.")
@@ -32,7 +35,8 @@ fn serve(bus: &Bus) -> Result<(), Box<dyn std::error::Error>> {
     }
 }
 
-fn call(bus: &Bus) -> Result<(), Box<dyn std::error::Error>> {
+fn call() -> Result<(), Box<dyn std::error::Error>> {
+    let bus = Bus::open()?;
     let math: Untyped = bus.proxy("math").wait_for(Duration::from_secs(5))?;
     println!("2 to the power of 10 is {}", math.call::<_, f64>("pow", &(2.0, 10.0)).wait()?);
     println!("the hypotenuse of 3 and 4 is {}", math.call::<_, f64>("hypot", &(3.0, 4.0)).wait()?);

@@ -17,19 +17,22 @@ impl Journal {
     }
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let bus = Bus::open()?;
-    match std::env::args().nth(1).as_deref() {
-        Some("serve") => serve(&bus),
-        None => send(&bus),
+fn main() {
+    let done = match std::env::args().nth(1).as_deref() {
+        Some("serve") => serve(),
+        None => send(),
         Some(other) => {
-            eprintln!("`{other}` is no role here: say `serve` to publish, or nothing to send");
-            std::process::exit(2)
+            Err(format!("`{other}` is no role here: say `serve` to publish, or nothing to send").into())
         }
+    };
+    if let Err(error) = done {
+        eprintln!("{error}");
+        std::process::exit(1)
     }
 }
 
-fn serve(bus: &Bus) -> Result<(), Box<dyn std::error::Error>> {
+fn serve() -> Result<(), Box<dyn std::error::Error>> {
+    let bus = Bus::open()?;
     let published = bus.publish("journal", Journal)?;
     println!("published {}; Ctrl-C ends it", published.name());
     loop {
@@ -37,7 +40,8 @@ fn serve(bus: &Bus) -> Result<(), Box<dyn std::error::Error>> {
     }
 }
 
-fn send(bus: &Bus) -> Result<(), Box<dyn std::error::Error>> {
+fn send() -> Result<(), Box<dyn std::error::Error>> {
+    let bus = Bus::open()?;
     let journal: JournalProxy = bus.proxy("journal").wait_for(Duration::from_secs(5))?;
     println!("process {} sends and exits", std::process::id());
     journal.note("out of ink").send()?;

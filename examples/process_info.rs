@@ -23,19 +23,22 @@ impl ProcessInfo {
     }
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let bus = Bus::open()?; // this user's bus
-    match std::env::args().nth(1).as_deref() {
-        Some("serve") => serve(&bus),
-        None => call(&bus),
+fn main() {
+    let done = match std::env::args().nth(1).as_deref() {
+        Some("serve") => serve(),
+        None => call(),
         Some(other) => {
-            eprintln!("`{other}` is no role here: say `serve` to publish, or nothing to call");
-            std::process::exit(2)
+            Err(format!("`{other}` is no role here: say `serve` to publish, or nothing to call").into())
         }
+    };
+    if let Err(error) = done {
+        eprintln!("{error}");
+        std::process::exit(1)
     }
 }
 
-fn serve(bus: &Bus) -> Result<(), Box<dyn std::error::Error>> {
+fn serve() -> Result<(), Box<dyn std::error::Error>> {
+    let bus = Bus::open()?; // this user's bus
     let published = bus.publish("processInfo", ProcessInfo { started: Instant::now() })?;
     println!("published {}; Ctrl-C ends it", published.name());
     loop {
@@ -43,7 +46,8 @@ fn serve(bus: &Bus) -> Result<(), Box<dyn std::error::Error>> {
     }
 }
 
-fn call(bus: &Bus) -> Result<(), Box<dyn std::error::Error>> {
+fn call() -> Result<(), Box<dyn std::error::Error>> {
+    let bus = Bus::open()?;
     // Whoever publishes it may still be starting.
     let info: ProcessInfoProxy = bus.proxy("processInfo").wait_for(Duration::from_secs(5))?;
     let pid = info.get_pid().wait()?; // or .await, on any runtime

@@ -68,13 +68,31 @@ fn latency_ends_with_a_figure() {
 #[test]
 fn a_wrong_argument_is_answered_with_a_sentence() {
     for name in SERVED.map(|(name, _)| name).into_iter().chain(["latency"]) {
-        let Output { status, stderr, stdout } = command(&place(), name).arg("sevre").output().unwrap();
-        let sentence = String::from_utf8(stderr).unwrap();
-        assert!(!status.success(), "{name} took a wrong argument");
-        assert!(stdout.is_empty(), "{name} did something before it refused");
+        let place = place();
+        let sentence = complaint(command(&place, name).arg("sevre"));
         assert!(sentence.contains("`sevre` is no role here: "), "{name}: {sentence}");
-        assert_eq!(sentence.lines().count(), 1, "{name}: {sentence}");
+        assert!(place.files().is_empty(), "{name} did something before it refused");
     }
+}
+
+/// What a newcomer sees first when something is wrong is a sentence, and not an error as Rust prints it.
+#[test]
+fn nobody_there_and_a_taken_name_are_answered_with_a_sentence() {
+    let (place, owner) = served("interface");
+    let taken = complaint(command(&place, "interface").arg("serve"));
+    let pid = owner.process.id();
+    assert!(taken.starts_with(&format!("process {pid} publishes this name already: ")), "{taken}");
+    drop(owner);
+    let absent = complaint(&mut command(&place, "interface"));
+    assert!(absent.starts_with("nobody publishes `scale`: start the process that does"), "{absent}");
+}
+
+/// The one line that an example which fails prints.
+fn complaint(command: &mut Command) -> String {
+    let Output { status, stderr, .. } = command.output().unwrap();
+    let sentence = String::from_utf8(stderr).unwrap();
+    assert_eq!((status.code(), sentence.lines().count()), (Some(1), 1), "{sentence}");
+    sentence
 }
 
 /// Ctrl-C while it serves: at most a dead socket is left, which the next publisher takes over.
