@@ -114,19 +114,23 @@ fn object(definition: &ItemTrait, methods: &[Declared]) -> TokenStream {
         format!("Publishes an implementor of [`{name}`]: `bus.publish(\"name\", {object}(value))`.");
     let handlers = methods.iter().map(|Declared { method, .. }| {
         let function = &method.name;
-        method.handler(&quote!(#proxy::OBJBUS_METHODS), &quote!(<T as #name>::#function), &quote!(&this.0))
+        method.handler(
+            &quote!(#proxy::OBJBUS_METHODS),
+            &quote!(<Implementor as #name>::#function),
+            &quote!(&this.0),
+        )
     });
     quote! {
         #[doc = #summary]
         #[derive(Clone, Copy, Debug, Default)]
         #[allow(dead_code)]
-        #visibility struct #object<T>(pub T);
+        #visibility struct #object<Implementor>(pub Implementor);
 
         #[automatically_derived]
         #[allow(deprecated, clippy::all, clippy::pedantic)]
-        impl<T> ::objbus::Object for #object<T>
+        impl<Implementor> ::objbus::Object for #object<Implementor>
         where
-            T: #name + ::core::marker::Send + ::core::marker::Sync + 'static,
+            Implementor: #name + ::core::marker::Send + ::core::marker::Sync + 'static,
         {
             fn table(self: ::objbus::__private::Arc<Self>) -> ::objbus::MethodTable {
                 let mut table = ::objbus::MethodTable::named(#type_name);

@@ -1,7 +1,7 @@
 //! The attribute and derive macros of objbus; use them through the `objbus` crate, which documents them.
 
 use proc_macro::TokenStream;
-use syn::{DeriveInput, ItemImpl, ItemTrait, parse_macro_input};
+use syn::{DeriveInput, Item, parse_macro_input};
 
 mod case;
 mod derive;
@@ -16,7 +16,7 @@ mod travel;
 /// Every `pub fn` and `pub async fn` that takes `&self` (or `self: Arc<Self>`) becomes callable from other processes, and
 /// `<Type>Proxy` is generated with the same methods, arguments and doc comments, each returning an `objbus::Call`. (A method
 /// without a doc comment has one in the proxy all the same, for crates that demand them.)
-/// Other functions are left alone. On a method, `#[objbus(skip)]` keeps it from being callable and
+/// It is one block per type: what stands in others is left alone, as are other functions. On a method, `#[objbus(skip)]` keeps it from being callable and
 /// `#[objbus(property)]` marks a getter as a property.
 ///
 /// Arguments may be references (`&str`, `&[u8]`, `&T`, in `Option` and tuples too); a result that is a reference
@@ -45,8 +45,10 @@ pub fn object(arguments: TokenStream, item: TokenStream) -> TokenStream {
     if let Err(error) = no_arguments("object", arguments) {
         return error.into_compile_error().into();
     }
-    let block = parse_macro_input!(item as ItemImpl);
-    object::expand(block).into()
+    match syn::parse(item.clone()) {
+        Ok(block) => object::expand(block).into(),
+        Err(error) => misplaced(item, error, "put `#[objbus::object]` on the `impl` block of the type"),
+    }
 }
 
 /// Makes a trait the interface of objects: its proxy implements the trait, so code takes a local object or a remote one.
@@ -94,8 +96,14 @@ pub fn interface(arguments: TokenStream, item: TokenStream) -> TokenStream {
     if let Err(error) = no_arguments("interface", arguments) {
         return error.into_compile_error().into();
     }
-    let definition = parse_macro_input!(item as ItemTrait);
-    interface::expand(definition).into()
+    match syn::parse(item.clone()) {
+        Ok(definition) => interface::expand(definition).into(),
+        Err(error) => misplaced(
+            item,
+            error,
+            "put `#[objbus::interface]` on a trait; on an `impl` block, it is `#[objbus::object]`",
+        ),
+    }
 }
 
 /// Derives `objbus::Type`, the schema behind the keys of methods: put it beside serde's derives.
@@ -107,6 +115,13 @@ pub fn interface(arguments: TokenStream, item: TokenStream) -> TokenStream {
 pub fn derive_type(item: TokenStream) -> TokenStream {
     let input = parse_macro_input!(item as DeriveInput);
     derive::expand(&input).unwrap_or_else(syn::Error::into_compile_error).into()
+}
+
+/// The item as it was, and where the attribute belongs, unless the item is none at all.
+fn misplaced(item: TokenStream, error: syn::Error, belongs: &str) -> TokenStream {
+    let Ok(found) = syn::parse::<Item>(item) else { return error.into_compile_error().into() };
+    let error = syn::Error::new(proc_macro2::Span::call_site(), belongs).into_compile_error();
+    quote::quote!(#found #error).into()
 }
 
 fn no_arguments(name: &str, arguments: TokenStream) -> syn::Result<()> {

@@ -6,6 +6,7 @@ use syn::spanned::Spanned;
 use syn::{Error, ImplItem, ImplItemFn, ItemImpl, Result, Type, Visibility};
 
 use crate::method::{Marks, Method, Takes, all, docs};
+use crate::travel;
 
 /// The block as it was, and the object and its proxy, or what is wrong with it: the block stays in any case, so that one mistake
 /// is one error.
@@ -36,6 +37,12 @@ fn name_of(block: &ItemImpl) -> Result<Ident> {
         return Err(Error::new(
             of.span(),
             "an object is a plain `impl` block: put `#[objbus::interface]` on the trait instead, and publish `<Trait>Object(value)`",
+        ));
+    }
+    if let Some(lifetime) = travel::lifetime_in(&block.self_ty) {
+        return Err(Error::new(
+            lifetime.span(),
+            "an object lives as long as it is published, so it cannot borrow: let it own what it has, or share it in an `Arc`",
         ));
     }
     if let Some(parameter) = block.generics.params.first() {
@@ -163,7 +170,7 @@ pub(crate) fn declare<'a>(
     let specs = methods.map(Method::spec);
     quote! {
         #[doc = #summary]
-        #[derive(Clone)]
+        #[derive(Clone, Debug)]
         #[allow(dead_code, rustdoc::private_intra_doc_links)]
         #visibility struct #proxy {
             handle: ::objbus::Handle,

@@ -217,6 +217,23 @@ pub(crate) fn borrows(ty: &Type) -> bool {
     visitor.0
 }
 
+/// A lifetime in the type that is not `'static`.
+pub(crate) fn lifetime_in(ty: &Type) -> Option<Lifetime> {
+    struct Lifetimes(Option<Lifetime>);
+
+    impl VisitMut for Lifetimes {
+        fn visit_lifetime_mut(&mut self, lifetime: &mut Lifetime) {
+            if lifetime.ident != "static" {
+                self.0 = Some(lifetime.clone());
+            }
+        }
+    }
+
+    let mut visitor = Lifetimes(None);
+    visitor.visit_type_mut(&mut ty.clone());
+    visitor.0
+}
+
 /// The type with every lifetime left to inference.
 pub(crate) fn elided(ty: &Type) -> Type {
     with_lifetimes(ty, "'_")

@@ -29,4 +29,19 @@ impl Nothing {
     pub fn get(&self) {}
 }
 
+#[objbus::object]
+struct OnTheStruct;
+
+#[objbus::interface]
+impl OnTheStruct {
+    pub fn get(&self) {}
+}
+
+struct Borrows<'a>(&'a str);
+
+#[objbus::object]
+impl Borrows<'_> {
+    pub fn get(&self) {}
+}
+
 fn main() {}

@@ -32,6 +32,12 @@ pub trait Printer: Send + Sync {
     async fn scan(&self, area: (u32, u32)) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>>;
 }
 
+/// A name that generated code might have used itself.
+#[objbus::interface]
+trait T {
+    fn get(&self) -> Result<u32, PrintError>;
+}
+
 struct Desk;
 
 impl Printer for Desk {
@@ -41,6 +47,12 @@ impl Printer for Desk {
 
     async fn scan(&self, area: (u32, u32)) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
         Ok(vec![0; (area.0 * area.1) as usize])
+    }
+}
+
+impl T for Desk {
+    fn get(&self) -> Result<u32, PrintError> {
+        Ok(1)
     }
 }
 
@@ -59,4 +71,5 @@ fn with_a_proxy(printer: PrinterProxy) {
 fn main() {
     work(&Desk).unwrap();
     let _ = Object::table(Arc::new(PrinterObject(Desk)));
+    let _ = Object::table(Arc::new(TObject(Desk)));
 }
