@@ -317,6 +317,22 @@ fn a_one_way_call_outlives_its_proxy() {
 }
 
 #[test]
+fn more_one_way_calls_are_sent_than_can_be_in_flight() {
+    let place = place();
+    let owner = owner(&place, &[]);
+    let proxy = probe(&place);
+    (0..1000).for_each(|id| proxy.mark(id).send().unwrap());
+    wait_until("all have run", || proxy.runs().wait() == Ok(1000));
+    stop(&owner);
+    (0..64).for_each(|id| proxy.mark(id).send().unwrap());
+    let refused = proxy.mark(64).immediate().send();
+    assert_eq!(refused, Err(CallError::Overloaded { executed: Executed::No }));
+    owner.signal(libc::SIGCONT);
+    wait_until("what was sent has run, and no more", || proxy.runs().wait() == Ok(1064));
+    wait_until("every slot is back", || proxy.handle().in_flight() == 0);
+}
+
+#[test]
 fn a_method_knows_its_call() {
     let place = place();
     let _owner = owner(&place, &[]);
