@@ -4,6 +4,7 @@
 //! the arguments, runs the method and encodes the result. A proxy knows the same signatures as an [`Interface`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
 mod closures;
 mod invocation;
@@ -68,8 +69,15 @@ pub trait Proxy: Sized {
     /// A proxy that calls through `handle`.
     fn from_handle(handle: Handle) -> Self;
 
-    /// The handle it calls through.
+    /// The handle it calls through: the name, who the owner is, what the object can do.
     fn handle(&self) -> &Handle;
+
+    /// The same with another time-out for its calls. For the plain methods of an interface, which give no
+    /// [`Call`](crate::Call) that could have one of its own.
+    #[must_use]
+    fn with_timeout(self, timeout: Duration) -> Self {
+        Self::from_handle(self.handle().clone().with_timeout(timeout))
+    }
 }
 
 /// The methods that a proxy was built to call.

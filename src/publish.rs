@@ -190,8 +190,9 @@ impl Published {
         self.hosted.name()
     }
 
-    /// Whether another publisher has taken the name over, or the bus was closed.
-    pub fn is_replaced(&self) -> bool {
+    /// Whether the object is published no more, though the guard lives: another publisher has taken the name over (this is
+    /// known a moment after it has), or the bus was closed.
+    pub fn is_withdrawn(&self) -> bool {
         self.hosted.is_closing()
     }
 

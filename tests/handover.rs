@@ -26,7 +26,7 @@ fn role() {
             say("ready");
             loop {
                 hear();
-                say(published.is_replaced().to_string());
+                say(published.is_withdrawn().to_string());
             }
         }
         "half successor" => half_successor(&arguments[0]),
@@ -38,7 +38,7 @@ fn role() {
 fn owner(bus: &Bus) {
     let published = bus.object("math", table()).replace().publish().expect("the present owner hands over");
     say("published");
-    wait_until("the name is handed over", || published.is_replaced());
+    wait_until("the name is handed over", || published.is_withdrawn());
     say(format!("drained {}", published.shutdown().wait(PATIENCE)));
 }
 
@@ -102,7 +102,7 @@ fn hand_over_within(bus: &Bus) {
             let_calls_pass(done);
             let next = bus.object("math", table()).replace().publish().unwrap();
             let old = std::mem::replace(&mut present, next);
-            wait_until("the old owner is told", || old.is_replaced());
+            wait_until("the old owner is told", || old.is_withdrawn());
             assert!(old.shutdown().wait(PATIENCE), "the old owner does not drain");
         }
         let_calls_pass(done);
@@ -133,11 +133,11 @@ fn a_call_being_run_is_answered_by_the_old_owner() {
     let waiting = std::thread::spawn(move || slow.wait());
     wait_until("the call is out", || objbus::Proxy::handle(&math).in_flight() == 1);
     let new = bus.object("math", table()).replace().publish().unwrap();
-    wait_until("the old owner is told", || old.is_replaced());
+    wait_until("the old owner is told", || old.is_withdrawn());
     assert_eq!(pow(&math).wait(), Ok(8.0));
     assert_eq!(waiting.join().unwrap(), Ok(()));
     assert!(old.shutdown().wait(PATIENCE));
-    assert!(!new.is_replaced());
+    assert!(!new.is_withdrawn());
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn replacing_nobody_is_publishing() {
         let published = bus.object("math", table()).replace().publish().unwrap();
         let math: Untyped = bus.proxy("math").wait().unwrap();
         assert_eq!(pow(&math).wait(), Ok(8.0));
-        assert!(!published.is_replaced());
+        assert!(!published.is_withdrawn());
     }
 }
 
@@ -174,12 +174,12 @@ fn rules_for_callers_do_not_keep_a_successor_out() {
     let first = closed().publish().unwrap();
     assert!(matches!(bus.proxy::<Untyped>("math").wait(), Err(ConnectError::PermissionDenied)));
     let second = closed().publish().unwrap();
-    wait_until("the old owner is told", || first.is_replaced());
+    wait_until("the old owner is told", || first.is_withdrawn());
     let third = bus.object("math", table()).replace().publish().unwrap();
-    wait_until("the old owner is told", || second.is_replaced());
+    wait_until("the old owner is told", || second.is_withdrawn());
     let math: Untyped = bus.proxy("math").wait().unwrap();
     assert_eq!(math.call::<_, f64>("pow", &(2.0, 2.0)).wait(), Ok(4.0));
-    assert!(!third.is_replaced());
+    assert!(!third.is_withdrawn());
 }
 
 #[test]

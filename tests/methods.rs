@@ -8,7 +8,7 @@ use support::*;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use objbus::{Bus, CallError, Executed, MethodTable, PanicPolicy, Proxy, Type, Untyped};
 use serde::{Deserialize, Serialize, Serializer};

@@ -94,7 +94,7 @@ fn row_20_an_admitted_stranger_calls_and_does_nothing_else() {
     assert_eq!(asked(&mut stranger, "publish"), refused);
     assert_eq!(asked(&mut stranger, "replace"), refused);
     assert_eq!(asked(&mut stranger, "as if private"), "Err(\"unsafe\")");
-    assert!(!published.is_replaced());
+    assert!(!published.is_withdrawn());
     assert_eq!(asked(&mut stranger, "call"), "Ok(8.0)");
     assert_eq!(place.files(), ["math"]);
 }
