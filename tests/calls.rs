@@ -323,7 +323,7 @@ fn more_one_way_calls_are_sent_than_can_be_in_flight() {
     let proxy = probe(&place);
     (0..1000).for_each(|id| proxy.mark(id).send().unwrap());
     wait_until("all have run", || proxy.runs().wait() == Ok(1000));
-    stop(&owner);
+    owner.stop();
     (0..64).for_each(|id| proxy.mark(id).send().unwrap());
     let refused = proxy.mark(64).immediate().send();
     assert_eq!(refused, Err(CallError::Overloaded { executed: Executed::No }));

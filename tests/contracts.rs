@@ -218,7 +218,7 @@ fn an_interface_takes_a_local_object_or_a_proxy() {
     let (here, there) = (block_on(work(&Local)), block_on(work(&proxy)));
     assert_eq!(here, there);
     assert_eq!(here, (Ok(6), Err(CounterError::Full), 7));
-    stop(&owner);
+    owner.stop();
     let hurried = proxy.clone().with_timeout(Duration::from_millis(20));
     let late = Counter::sum(&hurried, &[1]);
     assert!(matches!(&late, Err(CounterError::Bus(why)) if why.contains("deadline")), "{late:?}");

@@ -4,6 +4,7 @@
 mod probe;
 mod support;
 use probe::*;
+use support::system::expect_quick;
 use support::*;
 
 use std::sync::Arc;

@@ -82,10 +82,11 @@ impl<'a> Invocation<'a> {
 
 #[inline]
 fn answer_result<T: Serialize, E: Serialize>(output: &mut Output, result: &Result<T, E>) -> Concluded {
-    Ok(match result {
+    match result {
         Ok(value) => output.encode(value)?,
         Err(error) => output.encode_error(error)?,
-    })
+    }
+    Ok(())
 }
 
 /// The encoded arguments of an async call, owned by its future.

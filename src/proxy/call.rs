@@ -76,6 +76,7 @@ const KEPT: usize = 64;
 
 thread_local! {
     /// Of calls that have ended, and were dropped on this thread.
+    #[expect(clippy::vec_box, reason = "the boxes are what is kept")]
     static SPARE: RefCell<Vec<Box<Parts>>> = const { RefCell::new(Vec::new()) };
 }
 
