@@ -5,7 +5,16 @@
 //! else the model would show nothing. The ring's fences are left out by the name of their function, so that what runs is
 //! the ring's code less one line. What the proxy and the pool do around the ring is mirrored here, step by step.
 //!
-//! loom takes the SeqCst of a load or store for AcqRel, so where a mirrored step relies on it, a fence stands for it.
+//! What loom (0.7) cannot do, and what is made of it:
+//!
+//! - It takes the SeqCst of a load or store for AcqRel, so where a mirrored step relies on it, a fence stands for it.
+//! - It runs two threads that both spin in turns for ever. So at most one thread of a model spins, and says so with
+//!   `yield_now`; the others wait for an event, or look a few times and leave the rest for after the joins.
+//! - It does not know that a plain store comes after a read-modify-write which has read an older value, nor that no two of
+//!   them read the same store. A lock that is taken with a swap and opened with a store then stays shut after a failed
+//!   attempt, and a worker that adds 0 to a mark can see one that was taken away before: no machine does either. What is
+//!   right in loom is a word whose writers exclude one another, or write with read-modify-writes only; the ring's are that.
+//! - It keeps the last seven stores of a word.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -17,7 +26,7 @@ use loom::thread;
 
 use super::caller::{CallerRing, Header, Look, RequestWords, ResponseWords};
 use super::layout::*;
-use super::owner::{OwnerRing, Request, Take};
+use super::owner::{OwnerRing, Request, Take, Taker};
 use crate::sync::{Ordering, left_out};
 
 mod calls;
@@ -114,8 +123,11 @@ impl Lane {
 
     /// Takes a request under the lock, as `Worker::turn` does.
     fn take(&self) -> Option<Request> {
+        self.take_as(self.owner.try_lock()?)
+    }
+
+    fn take_as(&self, mut taker: Taker<'_>) -> Option<Request> {
         let mut request = Request::blank();
-        let mut taker = self.owner.try_lock()?;
         let take = taker.take(&mut request);
         drop(taker);
         match take {

@@ -154,9 +154,12 @@ impl OwnerRing {
     #[inline(always)]
     pub fn try_lock(&self) -> Option<Taker<'_>> {
         // Acquire pairs with the drop of the last Taker: its `next` and `taken` are ours now.
+        // A compare-and-swap: a failed attempt writes nothing, so nobody writes a lock but who holds it.
         // Lazily made: a Taker that is not ours must not exist even for a moment, since its drop unlocks.
-        (!self.taking.load(Ordering::Relaxed) && !self.taking.swap(true, Ordering::Acquire))
-            .then(|| Taker { ring: self })
+        let taking = &self.taking;
+        (!taking.load(Ordering::Relaxed)
+            && taking.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok())
+        .then(|| Taker { ring: self })
     }
 
     /// Takes without being the only one, for the model that shows what then goes wrong.

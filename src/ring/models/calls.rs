@@ -1,107 +1,155 @@
 //! Calls through the ring: every call gets its own answer, and no cell is overwritten before it is copied.
+//!
+//! Nobody waits here: a thread calls again only if it finds its call answered, and a worker looks a few times. What is left
+//! over is served once all threads have ended. Waiting has models of its own.
+
+use std::ops::Range;
 
 use super::*;
 use crate::ring::slots::SlotSet;
 
-/// A lane under calls: its free slots, and how many calls were served.
+/// Who shares a lane, and how.
+#[derive(Clone, Copy)]
+struct Sharing {
+    /// Per calling thread, how many calls it makes at most.
+    calls: &'static [u64],
+    /// Per worker, how many times it looks.
+    looks: &'static [usize],
+    take: fn(&Lane) -> Option<Request>,
+    /// Whether a slot is given back only after its answer was read.
+    reads_first: bool,
+}
+
+impl Sharing {
+    const fn of(calls: &'static [u64], looks: &'static [usize]) -> Sharing {
+        Sharing { calls, looks, take: Lane::take, reads_first: true }
+    }
+}
+
+/// A lane under calls.
 struct Calls {
     lane: Arc<Lane>,
     slots: SlotSet,
-    bell: Event,
-    served: AtomicUsize,
-    all: usize,
+    sharing: Sharing,
 }
 
 impl Calls {
-    fn new(all: usize) -> Arc<Calls> {
+    fn new(sharing: Sharing) -> Arc<Calls> {
         let slots = SlotSet::empty();
         slots.fill();
-        Arc::new(Calls { lane: Lane::new(), slots, bell: Event::new(), served: AtomicUsize::new(0), all })
+        Arc::new(Calls { lane: Lane::new(), slots, sharing })
     }
 
-    /// One call from its slot's reservation to its release, by a thread that rings whatever the owner says, and looks until it is answered.
-    fn call(&self, key: u64) {
-        let slot = self.slots.reserve().expect("there are as many slots as calling threads");
-        self.lane.publish(slot, key);
-        self.bell.happen();
-        while !self.lane.is_answered(slot) {
-            thread::yield_now();
-        }
-        self.lane.finish(slot, key);
-        self.slots.release(slot);
-    }
-
-    /// Serves until all calls are.
-    fn serve(&self, take: impl Fn(&Lane) -> Option<Request>) {
-        while self.served.load(Ordering::Relaxed) < self.all {
-            match take(&self.lane) {
-                Some(request) => {
-                    self.served.fetch_add(1, Ordering::Relaxed);
-                    self.lane.answer(&request);
-                }
-                None if self.lane.owner.has_request() => thread::yield_now(),
-                None if self.served.load(Ordering::Relaxed) < self.all => self.bell.wait(),
-                None => {}
+    /// Calls until a call is not answered yet: its slot and key.
+    fn call(&self, keys: Range<u64>) -> Option<(usize, u64)> {
+        for key in keys {
+            let slot = self.slots.reserve().expect("there are as many slots as calling threads");
+            self.lane.publish(slot, key);
+            if !self.lane.is_answered(slot) {
+                return Some((slot, key));
             }
+            self.end(slot, key);
         }
-        // For the other worker, if there is one.
-        self.bell.happen();
+        None
+    }
+
+    /// Reads the answer, and gives the slot back.
+    fn end(&self, slot: usize, key: u64) {
+        if self.sharing.reads_first {
+            self.lane.finish(slot, key);
+            self.slots.release(slot);
+        } else {
+            self.slots.release(slot);
+            self.lane.finish(slot, key);
+        }
+    }
+
+    /// Takes and answers; whether a request was there.
+    fn serve(&self) -> bool {
+        let request = (self.sharing.take)(&self.lane);
+        request.inspect(|request| self.lane.answer(request)).is_some()
     }
 }
 
-/// `calls` by each of so many calling threads, and workers.
-fn calls(callers: usize, calls: usize, workers: usize, take: fn(&Lane) -> Option<Request>) {
-    let all = Calls::new(callers * calls);
-    let mut threads: Vec<_> = (0..workers)
-        .map(|_| {
-            let all = Arc::clone(&all);
-            thread::spawn(move || all.serve(take))
-        })
-        .collect();
-    let of = move |caller: usize| (0..calls as u64).map(move |call| caller as u64 * 10 + call);
-    threads.extend((1..callers).map(|caller| {
+fn share(sharing: Sharing) {
+    let all = Calls::new(sharing);
+    // One before the others, so that theirs go past the end of the ring.
+    let first = all.call(0..1);
+    assert!(all.serve());
+    first.into_iter().for_each(|(slot, key)| all.end(slot, key));
+    let workers = sharing.looks.iter().map(|&looks| {
         let all = Arc::clone(&all);
-        thread::spawn(move || of(caller).for_each(|key| all.call(key)))
-    }));
-    of(0).for_each(|key| all.call(key));
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
-}
-
-/// Takes with nothing that keeps a second worker out.
-fn take_unlocked(lane: &Lane) -> Option<Request> {
-    let mut request = Request::blank();
-    match lane.owner.unlocked().take(&mut request) {
-        Take::Taken => Some(request),
-        Take::Empty => None,
-        Take::Violation => panic!("found: the owner sees a violation"),
+        thread::spawn(move || (0..looks).filter(|_| all.serve()).count())
+    });
+    let workers: Vec<_> = workers.collect();
+    let keys = (1..).step_by(10).zip(sharing.calls).map(|(key, calls)| key..key + calls);
+    let callers = keys.clone().skip(1).map(|keys| {
+        let all = Arc::clone(&all);
+        thread::spawn(move || all.call(keys))
+    });
+    let callers: Vec<_> = callers.collect();
+    let mut left: Vec<_> = keys.take(1).map(|keys| all.call(keys)).collect();
+    left.extend(callers.into_iter().map(|caller| caller.join().unwrap()));
+    for worker in workers {
+        worker.join().unwrap();
+    }
+    while all.serve() {}
+    for (slot, key) in left.into_iter().flatten() {
+        assert!(all.lane.is_answered(slot), "found: a call that nobody took");
+        all.end(slot, key);
     }
 }
 
 #[test]
 fn cells_and_slots_are_reused_past_a_wrap() {
-    explore(2, || calls(1, 3, 1, Lane::take));
+    explore(None, || share(Sharing::of(&[4], &[4])));
 }
 
 #[test]
-#[ignore = "unresolved: its loops never end under loom"]
 fn two_threads_share_a_lane() {
-    explore(1, || calls(2, 2, 1, Lane::take));
+    explore(3, || share(Sharing::of(&[3, 2], &[4])));
 }
 
 #[test]
-#[ignore = "unresolved: its loops never end under loom"]
+#[should_panic(expected = "found: another call's answer")]
+fn a_slot_given_back_before_its_answer_is_read_gives_another_calls() {
+    explore(3, || share(Sharing { reads_first: false, ..Sharing::of(&[3, 2], &[4]) }));
+}
+
+#[test]
 fn two_workers_share_a_lane() {
-    explore(1, || calls(1, 3, 2, Lane::take));
+    explore(3, || share(Sharing::of(&[3], &[2, 2])));
 }
 
-#[test]
-#[ignore = "unresolved: fails with a slot found busy"]
-fn two_threads_and_two_workers_share_a_lane() {
-    explore(0, || calls(2, 2, 2, Lane::take));
+/// Takes with nothing that keeps a second worker out.
+fn take_unlocked(lane: &Lane) -> Option<Request> {
+    lane.take_as(lane.owner.unlocked())
 }
 
 #[test]
 #[should_panic(expected = "found")]
 fn two_workers_without_the_lock_take_one_request_twice() {
-    explore(3, || calls(1, 3, 2, take_unlocked));
+    explore(3, || share(Sharing { take: take_unlocked, ..Sharing::of(&[3], &[2, 2]) }));
+}
+
+#[test]
+fn two_threads_and_two_workers_share_a_lane() {
+    explore(2, || share(Sharing::of(&[2, 1], &[2, 1])));
+}
+
+/// Opens a lock that another holds.
+fn take_or_unlock(lane: &Lane) -> Option<Request> {
+    match lane.owner.try_lock() {
+        Some(taker) => lane.take_as(taker),
+        None => {
+            drop(lane.owner.unlocked());
+            None
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "found")]
+fn a_failed_attempt_that_opens_the_lock_lets_two_workers_in() {
+    explore(3, || share(Sharing { take: take_or_unlock, ..Sharing::of(&[2, 1], &[2, 1]) }));
 }
