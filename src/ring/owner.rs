@@ -190,7 +190,9 @@ impl OwnerRing {
 
     /// Makes `worker` the one that looks at this lane by itself, and says that one does.
     pub fn take_over(&self, worker: u32) {
-        self.poller.store(worker, Ordering::Release);
+        // A swap, though nobody asks what was there: so every write of the word is a read-modify-write and follows on the last,
+        // and what another's `let_go` adds reaches whoever lets go after it.
+        self.poller.swap(worker, Ordering::AcqRel);
         self.response().polled.store(POLLED, Ordering::Relaxed);
         // Before this thread looks whether the lane is still its own: a later ASLEEP of another's is never overtaken.
         fence(Ordering::SeqCst);
