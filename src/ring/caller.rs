@@ -70,6 +70,13 @@ impl CallerRing {
         }
     }
 
+    /// As if so many requests had gone in, and so many answers been seen in each slot.
+    #[cfg(test)]
+    pub fn skip_to(&self, position: u32, answers: u32) {
+        self.next.store(position, Ordering::Relaxed);
+        self.answers.iter().for_each(|seen| seen.store(answers, Ordering::Relaxed));
+    }
+
     #[inline(always)]
     fn request(&self) -> &RequestMemory {
         // SAFETY: mapped for as long as `self` (see `new`), and made of atomics only, so that a reference to it claims

@@ -29,3 +29,5 @@ pub(crate) mod layout;
 mod models;
 pub(crate) mod owner;
 pub(crate) mod slots;
+#[cfg(all(test, not(loom)))]
+mod tests;
