@@ -180,7 +180,7 @@ impl RawCall {
         let Parts { request, flight, failure } = &mut **self.parts;
         if failure.is_none()
             && !flight.is_out()
-            && let Err(error) = flight.start(&self.link, request)
+            && let Err(error) = flight.start_unwatched(&self.link, request)
         {
             *failure = Some(Box::new(error));
         }

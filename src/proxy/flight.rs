@@ -1,9 +1,13 @@
-//! A call between its sending and its end: which slot it holds, and how it waits.
+//! A call between its sending and its end: which slot it holds, and how it waits on a thread; [`awaited`] is how it waits
+//! as a future.
+
+mod awaited;
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
+
+use awaited::Alarm;
 
 use super::Absent;
 use super::answer::Answer;
@@ -11,7 +15,6 @@ use super::call::Prepared;
 use super::lane::{Ended, Fate, Lane, Sent};
 use super::link::{Attempt, Link, NoSlot, Queued};
 use super::port::Port;
-use crate::engine::Token;
 use crate::error::{BusError, CallError, ConnectError, Executed};
 use crate::parcels::PackError;
 use crate::park::Parker;
@@ -26,8 +29,6 @@ const PRECISE_BELOW: Duration = Duration::from_millis(100);
 const LONGEST_TOLD: Duration = Duration::from_secs(20 * 24 * 60 * 60);
 /// An answer of at least this many bytes is worth a ring to tell the owner that it can have its memory back.
 const WORTH_RETURNING: usize = 64 << 10;
-/// Looks of an awaited call before its task is told to wait: about one round trip.
-const LOOKS_OF_A_TASK: u32 = 16;
 /// Looks for a one-way call to be taken, before the owner is rung to make sure: about two round trips.
 const LOOKS_FOR_TAKEN: u32 = 32;
 
@@ -43,12 +44,6 @@ pub(crate) struct Flight {
     attempt: Option<Arc<Attempt>>,
     /// A task is registered for the answer.
     is_armed: bool,
-}
-
-struct Alarm {
-    id: (u64, Token),
-    /// Whom it wakes.
-    waker: Waker,
 }
 
 enum State {
@@ -149,6 +144,16 @@ impl Flight {
         // SAFETY: we hold the slot until the call ends.
         let sent = self.publish(link, request, port, slot, unsafe { port.lane() })?;
         Ok((NonNull::from(port), slot, sent))
+    }
+
+    /// Sends; who does it goes on with something else.
+    pub fn start_unwatched(&mut self, link: &Arc<Link>, request: &Prepared) -> Result<(), BusError> {
+        let (port, _, sent) = self.start(link, request)?;
+        if !sent.rang {
+            // SAFETY: ports live as long as their link, which the call holds, and we hold the slot.
+            unsafe { port.as_ref().lane() }.ring_soon_if_hidden();
+        }
+        Ok(())
     }
 
     #[inline(always)]
@@ -421,157 +426,6 @@ impl Flight {
             ConnectError::NoMemory => CallError::NoMemory { executed },
             reason => CallError::Unreachable { reason: Box::new(reason), executed },
         })
-    }
-
-    /// One step of the call as a future.
-    pub fn poll(
-        &mut self,
-        link: &Arc<Link>,
-        request: &Prepared,
-        cx: &mut Context<'_>,
-        answer: &mut Answer,
-    ) -> Poll<Result<(), BusError>> {
-        self.start_clock(request.timeout);
-        loop {
-            if link.is_foreign() {
-                return Poll::Ready(Err(self.forget()));
-            }
-            let State::Out { port, slot, sent } = self.state else {
-                match self.poll_send(link, request, cx) {
-                    Some(Ok(())) => continue,
-                    Some(Err(error)) => return self.done(link, Err(error)),
-                    None => return Poll::Pending,
-                }
-            };
-            // SAFETY: ports live as long as their link, which the call holds.
-            let port = unsafe { port.as_ref() };
-            // SAFETY: we hold the slot until `answered` or `ended`.
-            let lane = unsafe { port.lane() };
-            let ended = match lane.look(slot) {
-                Ok(true) => {
-                    self.disarm(lane, slot);
-                    let read = self.answered(link, port, slot, lane, sent, answer);
-                    return self.done(link, read);
-                }
-                Ok(false) if lane.fate().is_final() => match lane.last_look(slot, lane.fate()) {
-                    Ok(()) => continue,
-                    Err(ended) => ended,
-                },
-                Ok(false) if self.is_late() => Ended::TimedOut,
-                Ok(false) => {
-                    if lane.glance(slot, sent, LOOKS_OF_A_TASK) {
-                        continue;
-                    }
-                    self.is_armed = true;
-                    if lane.arm(slot, cx.waker(), sent) {
-                        continue;
-                    }
-                    self.set_alarm(link, cx.waker());
-                    return Poll::Pending;
-                }
-                Err(ended) => ended,
-            };
-            self.disarm(lane, slot);
-            if let Verdict::Fail(error) = self.ended(link, port, slot, lane, ended) {
-                return self.done(link, Err(error));
-            }
-            self.state = State::Unsent;
-        }
-    }
-
-    fn disarm(&mut self, lane: &Lane, slot: usize) {
-        if std::mem::take(&mut self.is_armed) {
-            lane.disarm(slot);
-        }
-    }
-
-    fn done(&mut self, link: &Arc<Link>, result: Result<(), BusError>) -> Poll<Result<(), BusError>> {
-        self.stop_waiting(link);
-        Poll::Ready(result)
-    }
-
-    /// Sends, as far as that goes without waiting; `None`: the task will be woken.
-    fn poll_send(
-        &mut self,
-        link: &Arc<Link>,
-        request: &Prepared,
-        cx: &mut Context<'_>,
-    ) -> Option<Result<(), BusError>> {
-        loop {
-            match link.reserve() {
-                Ok((port, slot)) => {
-                    self.queued = None;
-                    self.attempt = None;
-                    // SAFETY: we hold the slot.
-                    let lane = unsafe { port.lane() };
-                    return Some(self.publish(link, request, port, slot, lane).map(drop));
-                }
-                Err(_) if self.is_late() => {
-                    return Some(Err(CallError::DeadlineExceeded { executed: Executed::No }));
-                }
-                Err(NoSlot::NoLane) => {
-                    match self.attempt.take().map(|attempt| (attempt.outcome(), attempt)) {
-                        Some((None, attempt)) => {
-                            attempt.set_waker(cx.waker());
-                            let outcome = attempt.outcome();
-                            self.attempt = Some(attempt);
-                            if outcome.is_none() {
-                                self.set_alarm(link, cx.waker());
-                                return None;
-                            }
-                        }
-                        Some((Some(Err(error)), _)) => return Some(self.excuse(link, request, error)),
-                        Some((Some(Ok(())), _)) | None => {
-                            let patient = request.absent == Absent::Wait;
-                            let attempt = link.connect_in_background(cx.waker(), self.deadline_ns, patient);
-                            self.attempt = Some(attempt);
-                            if self.attempt.as_ref().is_some_and(|attempt| attempt.outcome().is_none()) {
-                                self.set_alarm(link, cx.waker());
-                                return None;
-                            }
-                        }
-                    }
-                }
-                Err(NoSlot::Full) if request.immediate => return Some(Err(overloaded())),
-                Err(NoSlot::Full) => {
-                    if self
-                        .queued
-                        .as_ref()
-                        .is_some_and(|queued| queued.is_for(cx.waker()) && queued.is_waiting())
-                    {
-                        return None;
-                    }
-                    // Dropped first: a wake that it had and could not use goes to the next in the queue.
-                    self.queued = None;
-                    self.queued = link.queue_for_slot(cx.waker());
-                    self.set_alarm(link, cx.waker());
-                }
-            }
-        }
-    }
-
-    /// Whether the deadline has passed. The coarse clock may lie behind by more than a tick where the host delays the
-    /// tick; the alarm rings once, so that it has rung must do.
-    fn is_late(&self) -> bool {
-        clock::coarse_ns() >= self.deadline_ns
-            || self.alarm.as_ref().is_some_and(|alarm| clock::now_ns() >= alarm.id.0)
-    }
-
-    /// Has the task polled at the deadline.
-    fn set_alarm(&mut self, link: &Link, waker: &Waker) {
-        let is_set = self.alarm.as_ref().is_some_and(|alarm| alarm.waker.will_wake(waker));
-        if is_set || self.deadline_ns == u64::MAX {
-            return;
-        }
-        // The call may have gone to another task since.
-        if let Some(alarm) = self.alarm.take() {
-            link.bus.engine.cancel_alarm(alarm.id);
-        }
-        let rings = waker.clone();
-        // After the coarse clock's next tick, so that the poll finds the deadline passed.
-        let at_ns = self.deadline_ns.saturating_add(*clock::COARSE_TICK_NS);
-        let id = link.bus.engine.alarm(at_ns, move |_| rings.wake());
-        self.alarm = Some(Alarm { id, waker: waker.clone() });
     }
 }
 

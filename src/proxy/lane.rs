@@ -1,7 +1,9 @@
-//! The caller's end of one lane: waiting for answers, and hearing of the owner's end.
+//! The caller's end of one lane: waiting for answers; [`end`] is how it hears of the owner's end.
+
+mod end;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::task::Waker;
 
@@ -11,15 +13,15 @@ use rustix::event::epoll::EventFlags;
 use super::link::Link;
 use crate::blob::arena::Chunk;
 use crate::engine::{Engine, Source, Token};
-use crate::parcels::{News, Parcels};
+use crate::parcels::Parcels;
 use crate::park::wake_all;
-use crate::peer::{Mourner, Peer};
+use crate::peer::Peer;
 use crate::ring::caller::{CallerRing, Look};
-use crate::ring::layout::{BROKEN, CLOSING, COLD, FIRST_ARM, HOT, NO_CPU, ON_FUTEX, OPEN, REPLACED, SLOTS};
-use crate::sync::spin_hint;
+use crate::ring::layout::{COLD, FIRST_ARM, HOT, NO_CPU, ON_FUTEX, OPEN, SLOTS};
+use crate::sync::{fence, spin_hint};
 use crate::sys::eventfd::Doorbell;
 use crate::sys::memfd::Mapping;
-use crate::sys::{clock, cpu, socket};
+use crate::sys::{clock, cpu};
 
 /// How long a caller that expects its answer at once looks for it before it sleeps.
 const SPIN_NS: u64 = 50_000;
@@ -29,12 +31,10 @@ const LOOKS_WITHOUT_CLOCK: u32 = 32;
 const LOOKS_PER_CLOCK: u32 = 8;
 /// A call that comes no later after the last slow answer than this is expected to be followed by others.
 const HOT_GAP_NS: u64 = 20_000;
+/// How long a call that nobody looks for may lie in the ring before the owner is rung.
+const HIDDEN_NS: u64 = 1_000_000;
 /// How long a caller sleeps before it rings an owner that polls, and runs on the caller's own processor.
 const TRUST_NS: u64 = 1_000_000;
-/// How long the socket's end may come before the news of its process's death.
-const DYING_NS: u64 = 50_000_000;
-/// How often sleepers are told of an end until the last of them has heard.
-const RETELL_NS: u64 = 200_000;
 
 /// What has become of a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +100,8 @@ pub(crate) struct Lane {
     owner_cpu: AtomicU16,
     /// Whether the owner was told that we are in a hurry.
     is_hot: AtomicU32,
+    /// An alarm is set that looks for calls that have not begun.
+    is_checking: AtomicBool,
     /// When the last slow answer came (CLOCK_MONOTONIC, ns); 0: the last was quick.
     last_slow_ns: AtomicU64,
     token: OnceLock<Token>,
@@ -150,6 +152,7 @@ impl Lane {
             arm: AtomicU32::new(FIRST_ARM),
             owner_cpu: AtomicU16::new(NO_CPU),
             is_hot: AtomicU32::new(0),
+            is_checking: AtomicBool::new(false),
             last_slow_ns: AtomicU64::new(0),
             token: OnceLock::new(),
             link: parts.link,
@@ -313,6 +316,40 @@ impl Lane {
         Ok(!sent.rang && !self.look(slot)? && !self.ring.begun(slot))
     }
 
+    /// Rings in a while if a call has not begun by then: for who sends one and does not look for its answer, beside an owner
+    /// that said it looks here, but may be in a slow method.
+    #[inline]
+    pub fn ring_soon_if_hidden(&self) {
+        // After the fence of `must_ring`: if a check is to come, it sees what was published before.
+        if !self.is_checking.load(Ordering::Relaxed) {
+            self.check_soon();
+        }
+    }
+
+    #[cold]
+    fn check_soon(&self) {
+        if self.is_checking.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let lane = Weak::clone(&self.this);
+        self.engine.alarm(clock::now_ns() + HIDDEN_NS, move |_| {
+            if let Some(lane) = lane.upgrade() {
+                lane.check();
+            }
+        });
+    }
+
+    fn check(&self) {
+        self.is_checking.store(false, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        let Some(link) = self.link.upgrade() else { return };
+        let out = link.taken(self);
+        let is_hidden = |slot| self.ring.look(slot) == Look::Waiting && !self.ring.begun(slot);
+        if (0..SLOTS).any(|slot| out & 1 << slot != 0 && is_hidden(slot)) {
+            self.doorbell.ring();
+        }
+    }
+
     /// Whether the slot is answered.
     pub fn look(&self, slot: usize) -> Result<bool, Ended> {
         match self.ring.look(slot) {
@@ -436,102 +473,6 @@ impl Lane {
         self.end(Fate::Broken);
         Ended::Fate(Fate::Broken)
     }
-
-    /// Ends the lane with `fate`, unless it has a final one, and tells everybody who waits.
-    #[cold]
-    pub fn end(&self, fate: Fate) {
-        let changed = self.fate.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |now| {
-            (!Fate::from_word(now).is_final() && Fate::from_word(now) != fate).then_some(fate as u32)
-        });
-        if changed.is_err() || !fate.is_final() {
-            return;
-        }
-        self.wake_tasks();
-        self.retell();
-        if let Some(link) = self.link.upgrade() {
-            link.retire(self);
-        }
-    }
-
-    /// A wake may fall between a sleeper's look at the fate and its sleep, so it is repeated until nobody is left.
-    fn retell(&self) {
-        (0..SLOTS).for_each(|slot| self.ring.wake(slot));
-        if self.sleepers.load(Ordering::SeqCst) == 0 {
-            return;
-        }
-        let lane = Weak::clone(&self.this);
-        self.engine.alarm(clock::now_ns() + RETELL_NS, move |_| {
-            if let Some(lane) = lane.upgrade() {
-                lane.retell();
-            }
-        });
-    }
-
-    /// What the end of the socket means.
-    fn socket_ended(self: &Arc<Self>) {
-        match self.ring.closing() {
-            CLOSING => self.end(Fate::Unpublished),
-            REPLACED => self.end(Fate::Replaced),
-            BROKEN => self.end(Fate::Broken),
-            _ => match self.peer.is_dead() {
-                Some(true) | None => self.end(Fate::OwnerDied),
-                Some(false) => {
-                    self.end(Fate::Dying);
-                    let lane = Arc::downgrade(self);
-                    // The socket ends a little before the process does. One that lives on has lost its lane otherwise.
-                    self.engine.alarm(clock::now_ns() + DYING_NS, move |_| {
-                        if let Some(lane) = lane.upgrade() {
-                            lane.end(Fate::Lost);
-                        }
-                    });
-                }
-            },
-        }
-    }
-
-    /// Ends this side: frees what the engine holds, and ends the socket for every process that has it.
-    pub fn disconnect(&self) {
-        if let Some(token) = self.token.get() {
-            self.engine.remove(*token, &self.parcels.socket);
-        }
-        socket::shutdown(&self.parcels.socket);
-        self.end(Fate::Closed);
-    }
-
-    /// The link is gone. Calls of it that nobody waits for may still be in the ring: the lane, and what was lent with
-    /// them, stays until the owner has taken them.
-    pub fn outlive_link(&self, unanswered: u64) {
-        *self.orphans.lock() = Some(unanswered);
-        self.reap_orphans();
-    }
-
-    /// Disconnects once the link is gone and its last call is answered.
-    fn reap_orphans(&self) {
-        // Locked from reading the arm number on: who read an older one is not to write it over a newer.
-        let mut orphans = self.orphans.lock();
-        let Some(unanswered) = *orphans else { return };
-        let slots = || (0..SLOTS).filter(|slot| unanswered & 1 << slot != 0);
-        // Armed first, and anew with each wake, so that an answer after the look below wakes us again.
-        for slot in slots() {
-            self.arm_for_reaping(slot);
-        }
-        let left = slots().filter(|slot| self.ring.look(*slot) == Look::Waiting);
-        let left = left.fold(0, |bits, slot| bits | 1_u64 << slot);
-        *orphans = (left != 0).then_some(left);
-        drop(orphans);
-        if left == 0 {
-            self.disconnect();
-        }
-    }
-
-    /// Acts on what the socket brought, for who read it.
-    pub fn take_news(&self, news: News) {
-        if news.violated {
-            self.end(Fate::Broken);
-        } else if news.woken {
-            self.wake_tasks();
-        }
-    }
 }
 
 /// Why waiting ended without an answer.
@@ -539,31 +480,4 @@ impl Lane {
 pub(crate) enum Ended {
     TimedOut,
     Fate(Fate),
-}
-
-impl Source for Lane {
-    fn ready(self: Arc<Self>, engine: &'static Engine, events: EventFlags) {
-        let news = self.parcels.read_socket();
-        self.take_news(news);
-        if news.ended || news.violated || events.intersects(EventFlags::HUP | EventFlags::ERR) {
-            if let Some(token) = self.token.get() {
-                engine.remove(*token, &self.parcels.socket);
-            }
-            self.socket_ended();
-        }
-    }
-}
-
-impl Mourner for Lane {
-    fn peer_died(self: Arc<Self>, _engine: &'static Engine) {
-        // What it sent before it died is read first: a response may refer to it.
-        while !self.fate().is_final() {
-            let news = self.parcels.read_socket();
-            self.take_news(news);
-            if !news.more {
-                break;
-            }
-        }
-        self.end(Fate::OwnerDied);
-    }
 }

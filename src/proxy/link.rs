@@ -206,6 +206,11 @@ impl Link {
         self.ports.lock().iter().filter(|port| port.is_of(lane)).cloned().collect()
     }
 
+    /// The slots of `lane` that calls hold, a bit each.
+    pub fn taken(&self, lane: &Lane) -> u64 {
+        self.ports_of(lane).iter().fold(0, |bits, port| bits | port.taken())
+    }
+
     /// Frees the slots of abandoned calls on `lane` that are answered.
     pub fn reap(&self, lane: &Lane) {
         for port in self.ports_of(lane) {

@@ -237,8 +237,13 @@ impl Port {
         wake_all(queue);
     }
 
+    /// The slots that calls hold, a bit each.
+    pub fn taken(&self) -> u64 {
+        self.slots.taken()
+    }
+
     /// How many slots calls hold.
     pub fn in_flight(&self) -> usize {
-        self.slots.taken()
+        self.taken().count_ones() as usize
     }
 }

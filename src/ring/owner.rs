@@ -129,7 +129,7 @@ impl OwnerRing {
     #[cfg(test)]
     pub fn skip_to(&self, position: u32, answers: u32) {
         self.next.store(position, Ordering::Relaxed);
-        self.answers.iter().for_each(|given| given.store(answers, Ordering::Relaxed));
+        self.taken.iter().for_each(|taken| taken.store(answers, Ordering::Relaxed));
     }
 
     #[inline(always)]

@@ -53,8 +53,8 @@ impl SlotSet {
         self.0.compare_exchange(ALL, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
-    /// How many slots calls hold at this moment.
-    pub fn taken(&self) -> usize {
-        SLOTS - self.0.load(Ordering::Relaxed).count_ones() as usize
+    /// The slots that calls hold at this moment, a bit each.
+    pub fn taken(&self) -> u64 {
+        !self.0.load(Ordering::Relaxed) & ALL
     }
 }

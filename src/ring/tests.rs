@@ -243,7 +243,7 @@ proptest! {
         let room = if has_chain { 168 } else { 232 };
         let is_possible = slot < 64 && flags < 8 && (is_spilled || len <= room);
         prop_assert_eq!(take, if is_possible { Take::Taken } else { Take::Violation });
-        prop_assert_eq!(lane.owner.busy(), u32::from(is_possible));
+        prop_assert_eq!(lane.owner.is_busy(), is_possible);
         let len = if is_possible && !is_spilled { len as usize } else { 0 };
         let bytes: Vec<u8> = body.iter().flat_map(|word| word.to_ne_bytes()).collect();
         prop_assert_eq!(request.body(), &bytes[..len]);
