@@ -164,6 +164,9 @@ fn run(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, index: usi
     } else if !lane.ring.begin(request.slot(), request.wanted) {
         refuse(worker, lane, request, Refused::Cancelled { executed: Executed::No });
         return give_back(&lane.object);
+    } else {
+        // The method may take long, and who waits for an answer before it is not to wait for that.
+        lane.after_beginning(worker.take_answered());
     }
     let mut unpacked = None;
     let body = match request.spill() {

@@ -129,35 +129,29 @@ impl OwnerLane {
     #[inline(always)]
     pub fn answer(&self, slot: usize, wanted: u32, meta: ResponseMeta, len: u32) {
         self.ring.answer(slot, wanted, meta, len);
-        self.wake_if_asleep(slot);
+        self.ring.sleepers(1 << slot, |slot, who| self.wake(slot, who));
     }
 
     /// One fence for the answers given since the last in the slots of `answered` (bits), and what must follow it.
     #[inline(always)]
-    pub fn after_answers(&self, mut answered: u64) {
-        self.ring.fence_answers();
-        while answered != 0 {
-            self.wake_if_asleep(answered.trailing_zeros() as usize);
-            answered &= answered - 1;
-        }
+    pub fn after_answers(&self, answered: u64) {
+        self.ring.after_answers(answered, |slot, who| self.wake(slot, who));
         if self.is_ending() {
             self.settle();
         }
     }
 
-    /// Wakes who waits for the answer in `slot`, if anybody.
+    /// The same for answers that a call was begun after, by the fence of that.
     #[inline(always)]
-    fn wake_if_asleep(&self, slot: usize) {
-        if self.ring.sleeper(slot) != AWAKE {
-            self.wake_sleeper(slot);
-        }
+    pub fn after_beginning(&self, answered: u64) {
+        self.ring.sleepers(answered, |slot, who| self.wake(slot, who));
     }
 
+    /// Wakes `who` sleeps on the answer in `slot`, by its sleep word.
     #[cold]
     #[inline(never)]
-    fn wake_sleeper(&self, slot: usize) {
-        match self.ring.sleeper(slot) {
-            AWAKE => {}
+    fn wake(&self, slot: usize, who: u32) {
+        match who {
             ON_FUTEX => {
                 self.woke_caller.store(true, Ordering::Relaxed);
                 self.ring.wake(slot);

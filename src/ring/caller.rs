@@ -200,7 +200,7 @@ impl CallerRing {
     /// owner missed the word.
     pub fn set_sleep(&self, slot: usize, who: u32) {
         self.request().control[slot].sleep.store(who, Ordering::Relaxed);
-        // Pairs with the fence of `OwnerRing::fence_answers`.
+        // Pairs with the fence of `OwnerRing::after_answers`.
         fence(Ordering::SeqCst);
     }
 

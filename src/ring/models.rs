@@ -145,19 +145,23 @@ impl Lane {
         self.owner.answer(request.slot(), request.wanted, meta, 8);
     }
 
-    /// Wakes who sleeps on `slot`. Mirrors `OwnerLane::wake_if_asleep`, without tasks.
-    fn wake_if_asleep(&self, slot: usize) {
-        if self.owner.sleeper(slot) == ON_FUTEX {
+    /// Wakes who sleeps on `slot`. Mirrors `OwnerLane::wake`, without tasks.
+    fn wake(&self, slot: usize, who: u32) {
+        if who == ON_FUTEX {
             self.owner.wake(slot);
         }
     }
 
+    /// Answers, and looks once without a fence: mirrors `OwnerLane::answer`.
+    fn answer_and_look(&self, request: &Request) {
+        self.answer(request);
+        self.owner.sleepers(1 << request.slot(), |slot, who| self.wake(slot, who));
+    }
+
     /// Answers and wakes: mirrors `OwnerLane::answer` and `after_answers`.
     fn answer_and_wake(&self, request: &Request) {
-        self.answer(request);
-        self.wake_if_asleep(request.slot());
-        self.owner.fence_answers();
-        self.wake_if_asleep(request.slot());
+        self.answer_and_look(request);
+        self.owner.after_answers(1 << request.slot(), |slot, who| self.wake(slot, who));
     }
 
     /// Sleeps until the call in `slot` is answered. Mirrors `Lane::park`, with no end of the lane.

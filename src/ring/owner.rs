@@ -236,7 +236,7 @@ impl OwnerRing {
     pub fn begin(&self, slot: usize, wanted: u32) -> bool {
         // Release, so that on a weakly ordered machine no effect of the method is seen before the word.
         self.response().started.0[slot].store(wanted, Ordering::Release);
-        // Pairs with the fence of `CallerRing::withdraw`.
+        // Pairs with the fence of `CallerRing::withdraw`; and, for the answers before it, of `CallerRing::set_sleep`.
         fence(Ordering::SeqCst);
         !self.is_withdrawn(slot, wanted)
     }
@@ -275,7 +275,7 @@ impl OwnerRing {
     }
 
     /// Publishes the response that stands in the slot's body. Then look at [`sleeper`](Self::sleeper), and once more
-    /// after [`fence_answers`](Self::fence_answers).
+    /// by [`after_answers`](Self::after_answers).
     #[inline(always)]
     pub fn answer(&self, slot: usize, wanted: u32, meta: ResponseMeta, len: u32) {
         let response = &self.response().slots[slot];
@@ -286,11 +286,27 @@ impl OwnerRing {
         response.count.store(wanted, Ordering::Release);
     }
 
-    /// One fence for all answers given since the last.
+    /// One fence for the answers given since the last in the slots of `answered` (bits), and the [`sleepers`](Self::sleepers)
+    /// that it shows.
     #[inline(always)]
-    pub fn fence_answers(&self) {
+    pub fn after_answers(&self, answered: u64, wake: impl FnMut(usize, u32)) {
         // Pairs with the fence of `CallerRing::set_sleep`.
         fence(Ordering::SeqCst);
+        self.sleepers(answered, wake);
+    }
+
+    /// Gives `wake` each slot of `answered` (bits) whose caller sleeps, and its sleep word. Misses nobody once this thread has
+    /// fenced after the answers, as [`begin`](Self::begin) does too.
+    #[inline(always)]
+    pub fn sleepers(&self, mut answered: u64, mut wake: impl FnMut(usize, u32)) {
+        while answered != 0 {
+            let slot = answered.trailing_zeros() as usize;
+            let who = self.sleeper(slot);
+            if who != AWAKE {
+                wake(slot, who);
+            }
+            answered &= answered - 1;
+        }
     }
 
     /// Who waits for the answer in `slot`: [`AWAKE`], [`ON_FUTEX`], or an arm number.

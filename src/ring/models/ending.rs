@@ -72,7 +72,7 @@ impl Ending {
 
     /// Mirrors the end of `Worker::turn`: `OwnerLane::after_answers`.
     fn after_answers(&self) {
-        self.lane.owner.fence_answers();
+        self.lane.owner.after_answers(0, |_, _| {});
         if self.closing.load(Ordering::Relaxed) {
             self.settle();
         }

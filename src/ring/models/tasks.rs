@@ -20,9 +20,8 @@ struct Tasks {
 }
 
 impl Tasks {
-    /// Mirrors `OwnerLane::wake_sleeper`.
-    fn wake_if_asleep(&self, slot: usize) {
-        let arm = self.lane.owner.sleeper(slot);
+    /// Mirrors `OwnerLane::wake`.
+    fn wake(&self, _slot: usize, arm: u32) {
         if arm >= FIRST_ARM && self.woken_arm.swap(arm, Ordering::AcqRel) != arm {
             self.socket.happen();
         }
@@ -32,9 +31,8 @@ impl Tasks {
     fn answer_next(&self) {
         let request = self.lane.take().unwrap();
         self.lane.answer(&request);
-        self.wake_if_asleep(request.slot());
-        self.lane.owner.fence_answers();
-        self.wake_if_asleep(request.slot());
+        self.lane.owner.sleepers(1 << request.slot(), |slot, arm| self.wake(slot, arm));
+        self.lane.owner.after_answers(1 << request.slot(), |slot, arm| self.wake(slot, arm));
     }
 
     /// Registers the task of slot 0. Mirrors `Lane::arm`: whether to look again.

@@ -28,7 +28,7 @@ fn a_sleeper_without_its_fence_is_lost() {
 #[test]
 #[should_panic(expected = "deadlock")]
 fn a_sleeper_without_the_owners_fence_is_lost() {
-    without_fence_of("fence_answers");
+    without_fence_of("after_answers");
     explore(None, sleep_and_answer);
 }
 
@@ -41,13 +41,10 @@ fn sleep_and_answer_two(sleepers: usize, second_look: bool) {
     let worker = thread::spawn(move || {
         for _ in 0..2 {
             let request = owner.take().unwrap();
-            owner.answer(&request);
-            owner.wake_if_asleep(request.slot());
+            owner.answer_and_look(&request);
         }
-        owner.owner.fence_answers();
-        if second_look {
-            (0..2).for_each(|slot| owner.wake_if_asleep(slot));
-        }
+        let answered = if second_look { 0b11 } else { 0 };
+        owner.owner.after_answers(answered, |slot, who| owner.wake(slot, who));
     });
     let other = (sleepers == 2).then(|| {
         let lane = Arc::clone(&lane);
@@ -79,8 +76,37 @@ fn one_fence_without_a_look_after_it_loses_a_sleeper() {
 #[test]
 #[should_panic(expected = "deadlock")]
 fn two_answers_without_the_fence_lose_a_sleeper() {
-    without_fence_of("fence_answers");
+    without_fence_of("after_answers");
     explore(3, || sleep_and_answer_two(1, true));
+}
+
+/// A caller sleeps on an answer whose worker begins the next call, which never ends. Mirrors `dispatch::run`.
+fn sleep_beside_a_slow_method() {
+    let lane = Lane::new();
+    lane.publish(0, 1);
+    lane.publish(1, 2);
+    let owner = Arc::clone(&lane);
+    let worker = thread::spawn(move || {
+        owner.answer_and_look(&owner.take().unwrap());
+        let next = owner.take().unwrap();
+        assert!(owner.owner.begin(next.slot(), next.wanted));
+        owner.owner.sleepers(0b01, |slot, who| owner.wake(slot, who));
+    });
+    lane.park(0);
+    lane.finish(0, 1);
+    worker.join().unwrap();
+}
+
+#[test]
+fn beginning_the_next_call_wakes_who_sleeps_on_the_last_answer() {
+    explore(None, sleep_beside_a_slow_method);
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn beginning_the_next_call_without_its_fence_loses_a_sleeper() {
+    without_fence_of("begin");
+    explore(None, sleep_beside_a_slow_method);
 }
 
 /// A caller gives up while a worker begins. Mirrors `dispatch::run`.
