@@ -236,21 +236,27 @@ impl OwnerLane {
         }
     }
 
-    /// The caller broke the protocol: takes nothing more from it and tells it so, as far as it can be told.
+    /// The caller broke the protocol: takes nothing more from it and tells it so, as far as it can be told. The lane counts
+    /// as one of the object's until its last method has ended.
     #[cold]
     pub fn violate(&self) {
         self.object.count_violation();
         self.state.store(CLOSED, Ordering::Release);
         self.ring.close(crate::ring::layout::BROKEN);
         self.object.end_abandoned(self);
-        self.object.lane_is_idle(self);
+        self.disconnect(self.object.engine);
+        // Closed before the fence of `OwnerRing::close`: either the last answer is seen here, or who gives it settles.
+        self.settle();
     }
 
     /// Tells the caller that no new calls are taken, in the way `how` ([`CLOSING`] or [`REPLACED`]).
     pub fn announce_closing(&self, how: u32) {
         debug_assert!(how == CLOSING || how == REPLACED);
         debug_assert_ne!(how, OPEN);
-        self.ring.close(how);
+        // One that broke the protocol was told so.
+        if self.is_open() {
+            self.ring.close(how);
+        }
     }
 
     /// Frees what the engine holds of the lane and ends the socket for every process that has it.

@@ -1,7 +1,12 @@
 //! Requests that no honest caller publishes: faults 28, 29, 38 and 44.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use objbus::MethodTable;
 
 use crate::caller::*;
 use crate::raw::*;
@@ -279,4 +284,32 @@ fn fault_38_a_lane_shows_nothing_of_another_callers() {
     }
     let beyond = caller.response.read(512 + 2 * 256, 62 * 256);
     assert_eq!(beyond, vec![0; 62 * 256], "slots that were not used");
+}
+
+#[test]
+fn fault_30_an_object_is_not_idle_before_the_methods_of_a_caller_that_broke_the_protocol() {
+    static IS_RUNNING: AtomicBool = AtomicBool::new(false);
+    static MAY_END: AtomicBool = AtomicBool::new(false);
+    let slow = || {
+        IS_RUNNING.store(true, Ordering::SeqCst);
+        while !MAY_END.load(Ordering::SeqCst) {
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+        IS_RUNNING.store(false, Ordering::SeqCst);
+    };
+    let place = place();
+    let bus = place.bus();
+    let published = bus.publish("slow", MethodTable::named("Slow").method("slow", slow)).unwrap();
+    let mut caller = Caller::connect(&place.path().join("slow"));
+    caller.publish(&caller.request("slow", 0, &[]));
+    wait_until("the method runs", || IS_RUNNING.load(Ordering::SeqCst));
+    caller.publish(&Request { slot: 64, ..caller.request("slow", 1, &[]) });
+    caller.expect_broken("slot 64");
+    let mut shutdown = published.shutdown();
+    let polled = Pin::new(&mut shutdown).poll(&mut Context::from_waker(Waker::noop()));
+    assert!(polled.is_pending(), "its method still runs");
+    assert!(caller.is_broken(), "it is told no other reason");
+    MAY_END.store(true, Ordering::SeqCst);
+    assert!(shutdown.wait(PATIENCE));
+    assert!(!IS_RUNNING.load(Ordering::SeqCst));
 }
