@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Once};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -208,7 +209,7 @@ impl Published {
 
     /// Withdraws the object; the result ends when nothing of it runs any more.
     pub fn shutdown(self) -> Shutdown {
-        Shutdown { hosted: Arc::clone(&self.hosted) }
+        Shutdown { hosted: Arc::clone(&self.hosted), waiter: fresh_waiter() }
     }
 }
 
@@ -233,6 +234,8 @@ impl fmt::Debug for Published {
 #[must_use = "await it, or wait for it"]
 pub struct Shutdown {
     hosted: Arc<Hosted>,
+    /// Its number among those who wait.
+    waiter: u64,
 }
 
 impl Shutdown {
@@ -250,10 +253,24 @@ impl Future for Shutdown {
             return Poll::Ready(());
         }
         if !self.hosted.is_idle() {
-            self.hosted.on_idle(cx.waker());
+            self.hosted.on_idle(self.waiter, cx.waker());
         }
         if self.hosted.is_idle() { Poll::Ready(()) } else { Poll::Pending }
     }
+}
+
+impl Drop for Shutdown {
+    fn drop(&mut self) {
+        if !self.hosted.engine.is_foreign() {
+            self.hosted.forget_waiter(self.waiter);
+        }
+    }
+}
+
+/// A number for one who waits until an object is idle.
+fn fresh_waiter() -> u64 {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    COUNTER.fetch_add(1, Ordering::Relaxed)
 }
 
 /// Blocks until nothing of a withdrawn object runs any more.
@@ -263,17 +280,16 @@ pub(crate) fn wait_idle(hosted: &Hosted, deadline: Duration) -> bool {
     if hosted.engine.is_foreign() {
         return true;
     }
-    let parker = Parker::new();
+    let (parker, waiter) = (Parker::new(), fresh_waiter());
     loop {
-        hosted.on_idle(parker.waker());
-        if hosted.is_idle() {
-            return true;
+        hosted.on_idle(waiter, parker.waker());
+        if hosted.is_idle() || clock::now_ns() >= until_ns {
+            break;
         }
         parker.park(until_ns);
-        if clock::now_ns() >= until_ns {
-            return hosted.is_idle();
-        }
     }
+    hosted.forget_waiter(waiter);
+    hosted.is_idle()
 }
 
 #[cfg(test)]
@@ -318,6 +334,25 @@ mod tests {
         fn record_follows_from(&self, _: &Id, _: &Id) {}
         fn enter(&self, _: &Id) {}
         fn exit(&self, _: &Id) {}
+    }
+
+    #[test]
+    fn a_shutdown_keeps_one_waker_however_often_it_is_polled() {
+        let bus = Bus::in_memory();
+        let published = bus.publish("busy", MethodTable::named("Nothing")).unwrap();
+        let hosted = Arc::clone(&published.hosted);
+        hosted.begin_background();
+        let mut shutdown = published.shutdown();
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        for _ in 0..100 {
+            assert!(Pin::new(&mut shutdown).poll(&mut cx).is_pending());
+            assert!(!wait_idle(&hosted, Duration::ZERO));
+        }
+        assert_eq!(hosted.waiters(), 1);
+        drop(shutdown);
+        assert_eq!(hosted.waiters(), 0);
+        hosted.end_background();
+        assert!(wait_idle(&hosted, Duration::ZERO));
     }
 
     #[test]

@@ -128,8 +128,8 @@ pub(crate) struct Hosted {
     pub tasks: Mutex<HashMap<u64, Weak<Task>>>,
     /// One-way calls being run: they are answered already, so no slot shows them.
     background: AtomicUsize,
-    /// Waits until nothing runs any more.
-    idle: Mutex<Vec<Waker>>,
+    /// Who waits until nothing runs any more, by a number of its own.
+    idle: Mutex<HashMap<u64, Waker>>,
     violations: AtomicU64,
 }
 
@@ -281,15 +281,29 @@ impl Hosted {
         self.is_closing() && self.background.load(Ordering::SeqCst) == 0 && self.lanes.lock().is_empty()
     }
 
-    /// Wakes `waker` once the object is idle; look at [`is_idle`](Self::is_idle) after this call.
-    pub fn on_idle(&self, waker: &Waker) {
-        self.idle.lock().push(waker.clone());
+    /// Wakes `waker`, and no former one of `waiter`'s, once the object is idle; look at [`is_idle`](Self::is_idle) after this
+    /// call. Undone by [`forget_waiter`](Self::forget_waiter).
+    pub fn on_idle(&self, waiter: u64, waker: &Waker) {
+        let former = self.idle.lock().insert(waiter, waker.clone());
+        // Without the lock: with it may go the last of a task.
+        drop(former);
+    }
+
+    pub fn forget_waiter(&self, waiter: u64) {
+        let forgotten = self.idle.lock().remove(&waiter);
+        drop(forgotten);
+    }
+
+    /// Wakers held for who waits until the object is idle.
+    #[cfg(test)]
+    pub fn waiters(&self) -> usize {
+        self.idle.lock().len()
     }
 
     fn wake_if_idle(&self) {
         if self.is_idle() {
             let waiting = std::mem::take(&mut *self.idle.lock());
-            wake_all(waiting);
+            wake_all(waiting.into_values());
         }
     }
 
