@@ -547,7 +547,8 @@ impl Worker {
     pub fn before_long_method(&mut self, lane: &Arc<OwnerLane>) {
         lane.after_answers(self.take_answered());
         self.hand_over_lanes();
-        if lane.ring.is_polled_by(self.id) && !lane.ring.let_go(self.id) {
+        // Whoever looks at it by the mark: another may have let go of it, and our POLLED have come after.
+        if !lane.ring.let_go(self.id) {
             self.pool.enqueue(Arc::clone(lane));
         }
         self.stop_lingering();
