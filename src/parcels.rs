@@ -6,7 +6,6 @@
 //! and only then calls it a violation.
 
 use std::collections::BTreeSet;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -16,6 +15,7 @@ use rustix::io::Errno;
 use crate::blob::arena::{Arena, Chunk};
 use crate::blob::segments::{BadSegment, CopyError, Mapped, Segments};
 use crate::ring::layout::Spill;
+use crate::sys::closer::Foreign;
 use crate::sys::fd::Fd;
 use crate::sys::{memfd, socket};
 
@@ -211,18 +211,18 @@ impl Parcels {
     }
 
     /// Acts on a message; `false`: no honest peer sends it.
-    fn receive(&self, message: &[u8], mut fds: Vec<OwnedFd>) -> bool {
+    fn receive(&self, message: &[u8], fds: Vec<Foreign>) -> bool {
         let number = |range: std::ops::Range<usize>| -> Option<u32> {
             Some(u32::from_le_bytes(message.get(range)?.try_into().ok()?))
         };
-        let understood = match (message.first(), message.len()) {
-            (Some(&WAKE), 1) => Some(()),
-            (Some(&SEGMENT), MESSAGE_MAX) => {
-                number(1..5).zip(number(5..9)).zip(number(9..13)).and_then(|((id, low), high)| {
-                    self.insert(id, u64::from(low) | u64::from(high) << 32, fds.pop())
-                })
-            }
-            (Some(&DROPPED), 5) => number(1..5)
+        let mut fds = fds.into_iter();
+        let understood = match (message.first(), message.len(), fds.next()) {
+            (Some(&WAKE), 1, None) => Some(()),
+            (Some(&SEGMENT), MESSAGE_MAX, Some(fd)) => number(1..5)
+                .zip(number(5..9))
+                .zip(number(9..13))
+                .and_then(|((id, low), high)| self.insert(id, u64::from(low) | u64::from(high) << 32, fd)),
+            (Some(&DROPPED), 5, None) => number(1..5)
                 .filter(|&id| self.incoming.remove(id) || self.lost.load(Ordering::Relaxed))
                 .map(drop),
             _ => None,
@@ -231,8 +231,12 @@ impl Parcels {
     }
 
     /// `None`: the peer broke the protocol.
-    fn insert(&self, id: u32, len: u64, fd: Option<OwnedFd>) -> Option<()> {
-        match self.incoming.insert(id, fd?, len) {
+    fn insert(&self, id: u32, len: u64, fd: Foreign) -> Option<()> {
+        // Before any limit: one who sends something else is not to send it again.
+        if !fd.is_memory() {
+            return None;
+        }
+        match self.incoming.insert(id, fd, len) {
             Ok(()) => Some(()),
             Err(BadSegment::Limit | BadSegment::Refused(memfd::BadSegment::System(_))) => {
                 self.lost.store(true, Ordering::Relaxed);

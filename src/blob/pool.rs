@@ -335,7 +335,7 @@ impl Pool {
             |segments: &mut dyn Iterator<Item = &Arc<Segment>>| segments.map(|s| s.len()).sum::<usize>();
         assert_eq!(self.idle_bytes, bytes(&mut self.idle.iter()));
         assert!(self.idle.len() <= IDLE_SEGMENTS && self.idle_bytes <= IDLE_BYTES.max(self.peak / 4));
-        assert_eq!(self.parked_bytes, self.parked.iter().flatten().map(Piece::bytes).sum());
+        assert_eq!(self.parked_bytes, self.parked.iter().flatten().map(Piece::bytes).sum::<usize>());
         assert!(self.parked_bytes <= PARKED_BYTES);
         assert!(self.parked.iter().all(|class| class.len() <= PARKED_OF_CLASS));
         assert!(self.divided.values().all(|divided| !divided.buddy.is_unused()));

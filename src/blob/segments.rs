@@ -4,7 +4,7 @@
 //! and only the copy is looked at.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Weak};
 
@@ -41,7 +41,7 @@ pub(crate) enum CopyError {
 }
 
 impl Mapped {
-    fn new(fd: OwnedFd, len: u64, bytes: [Charge; 2]) -> Result<Mapped, BadSegment> {
+    fn new(fd: impl AsFd, len: u64, bytes: [Charge; 2]) -> Result<Mapped, BadSegment> {
         // Above the address space it is above any size the descriptor can have.
         let len = usize::try_from(len).unwrap_or(usize::MAX);
         let mapping = memfd::receive_sealed(fd, len).map_err(BadSegment::Refused)?;
@@ -145,7 +145,7 @@ impl Segments {
     }
 
     /// Checks and maps what the peer announced as `len` bytes under the number `id`.
-    pub(crate) fn insert(&self, id: u32, fd: OwnedFd, len: u64) -> Result<(), BadSegment> {
+    pub(crate) fn insert(&self, id: u32, fd: impl AsFd, len: u64) -> Result<(), BadSegment> {
         if fork::forked_since(self.generation) {
             return Err(BadSegment::Limit);
         }
@@ -215,7 +215,7 @@ impl Mappings {
         Mappings { segments, bytes, known: Mutex::default() }
     }
 
-    fn map(&self, fd: OwnedFd, len: u64, peer: &Holdings) -> Result<Arc<Mapped>, BadSegment> {
+    fn map(&self, fd: impl AsFd, len: u64, peer: &Holdings) -> Result<Arc<Mapped>, BadSegment> {
         let identity = identity(&fd).map_err(BadSegment::Refused)?;
         let mut known = self.known.lock();
         let present = known.by_inode.get(&identity).and_then(Weak::upgrade);
@@ -246,8 +246,8 @@ const OTHER_LENGTH: memfd::BadSegment =
 
 /// Asks for the seals first: only the kernel's own memory has any, while a question about another file may go to a
 /// hostile file server that never answers.
-fn identity(fd: &OwnedFd) -> Result<(u64, u64), memfd::BadSegment> {
-    rustix::fs::fcntl_get_seals(fd).map_err(|_| memfd::BadSegment::Untrusted("it is not a memfd"))?;
+fn identity(fd: impl AsFd) -> Result<(u64, u64), memfd::BadSegment> {
+    rustix::fs::fcntl_get_seals(&fd).map_err(|_| memfd::BadSegment::Untrusted("it is not a memfd"))?;
     memfd::identity(fd).map_err(memfd::BadSegment::System)
 }
 
@@ -256,7 +256,7 @@ mod tests {
     use super::*;
     use crate::sys::testing::{child_status, fork};
     use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
-    use std::os::fd::AsFd;
+    use std::os::fd::OwnedFd;
 
     const LEN: usize = 64 << 10;
     const LIMITS: LaneLimits = LaneLimits { segments: 3, bytes: 8 * LEN as u64 };

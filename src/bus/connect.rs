@@ -1,6 +1,6 @@
 //! The caller's half of the handshake.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use crate::proxy::{Lane, LaneParts, Link};
 use crate::ring::caller::CallerRing;
 use crate::ring::layout::{RequestMemory, ResponseMemory};
 use crate::sys::clock;
+use crate::sys::closer::Foreign;
 use crate::sys::eventfd::Doorbell;
 use crate::sys::fd::Fd;
 use crate::sys::memfd::{self, BadSegment};
@@ -112,7 +113,7 @@ impl BusInner {
         peer: &Peer,
         name: &Name,
         deadline_ns: u64,
-    ) -> Result<(Welcome, Vec<OwnedFd>), ConnectError> {
+    ) -> Result<(Welcome, Vec<Foreign>), ConnectError> {
         let began_ns = clock::now_ns();
         let gone = || ConnectError::NotFound { name: name.to_string() };
         match await_message(socket, deadline_ns) {
@@ -177,7 +178,7 @@ impl BusInner {
     }
 }
 
-type Received = (Result<Message, Unreadable>, Vec<OwnedFd>);
+type Received = (Result<Message, Unreadable>, Vec<Foreign>);
 
 /// The peer's next message; `None`: it closed without one.
 fn await_message(socket: &Fd, deadline_ns: u64) -> Result<Option<Received>, Errno> {
@@ -207,10 +208,10 @@ fn wait_readable(socket: &Fd, deadline_ns: u64) -> Result<(), Errno> {
     }
 }
 
-fn receive_memory(fds: Vec<OwnedFd>) -> Result<(memfd::Mapping, Doorbell), ConnectError> {
+fn receive_memory(fds: Vec<Foreign>) -> Result<(memfd::Mapping, Doorbell), ConnectError> {
     let bad = |reason| ConnectError::BadSegment { reason };
     let [response, bell] =
-        <[OwnedFd; 2]>::try_from(fds).map_err(|_| bad("it did not pass what was agreed on"))?;
+        <[Foreign; 2]>::try_from(fds).map_err(|_| bad("it did not pass what was agreed on"))?;
     let response =
         memfd::receive_sealed(response, size_of::<ResponseMemory>()).map_err(|error| match error {
             BadSegment::Untrusted(reason) => bad(reason),

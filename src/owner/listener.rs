@@ -4,7 +4,7 @@
 //! descriptor for a second.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -24,6 +24,7 @@ use crate::parcels::Parcels;
 use crate::peer::Peer;
 use crate::ring::layout::{REPLACED, RequestMemory, ResponseMemory};
 use crate::ring::owner::OwnerRing;
+use crate::sys::closer::{self, Foreign};
 use crate::sys::eventfd::Doorbell;
 use crate::sys::fd::Fd;
 use crate::sys::memfd::{self, BadSegment, Mapping};
@@ -108,6 +109,9 @@ impl Listener {
         let bus = self.hosted.bus.upgrade().ok_or(Refusal::Closing)?;
         if !bus.admits(who.uid) {
             return Err(Refusal::PermissionDenied);
+        }
+        if closer::is_full(who.uid) {
+            return Err(Refusal::TooManyCallers);
         }
         // Who may be a successor is heard first: one is no caller, and no rule for callers holds for it.
         if !may_succeed(who.uid) {
@@ -282,7 +286,7 @@ impl HalfOpen {
         }
     }
 
-    fn greet(&self, engine: &'static Engine, bytes: &[u8], fds: Vec<OwnedFd>) {
+    fn greet(&self, engine: &'static Engine, bytes: &[u8], fds: Vec<Foreign>) {
         match Message::decode(bytes) {
             Ok(Message::Hello(hello)) if hello.layout == LAYOUT => {
                 let Some(socket) = self.detach(engine) else { return };
@@ -330,7 +334,7 @@ impl HalfOpen {
         engine: &'static Engine,
         socket: Fd,
         hello: &Hello,
-        fds: Vec<OwnedFd>,
+        fds: Vec<Foreign>,
     ) -> Result<(), (Fd, Refusal)> {
         let hosted = &self.listener.hosted;
         let made = (|| {
@@ -403,7 +407,7 @@ impl HalfOpen {
     }
 }
 
-fn receive_request(mut fds: Vec<OwnedFd>) -> Result<Mapping, Refusal> {
+fn receive_request(mut fds: Vec<Foreign>) -> Result<Mapping, Refusal> {
     let fd = fds.pop().filter(|_| fds.is_empty()).ok_or(Refusal::BadSegment)?;
     memfd::receive_sealed(fd, size_of::<RequestMemory>()).map_err(|error| match error {
         BadSegment::Untrusted(_) => Refusal::BadSegment,

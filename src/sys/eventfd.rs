@@ -22,7 +22,7 @@ impl Doorbell {
     ///
     /// A pipe or a file of a user's file system would let that process block who rings it. The maker can still make an
     /// eventfd blocking later and fill it: then it hangs its own caller, and nobody else.
-    pub(crate) fn receive(fd: OwnedFd) -> Result<Doorbell, &'static str> {
+    pub(crate) fn receive(fd: impl AsFd + Into<OwnedFd>) -> Result<Doorbell, &'static str> {
         // Without a sync: the type is known here, and a file server that its maker runs might never answer.
         let how = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
         let stat = rustix::fs::statx(&fd, "", how, StatxFlags::TYPE)
@@ -39,7 +39,7 @@ impl Doorbell {
         if rustix::io::write(&fd, &0_u64.to_ne_bytes()) != Ok(8) {
             return Err("the doorbell is not an eventfd");
         }
-        Ok(Doorbell(Fd::from(fd)))
+        Ok(Doorbell(Fd::from(fd.into())))
     }
 
     /// Rings. Full means that the other side has an edge to see already; a dead maker needs no bell.

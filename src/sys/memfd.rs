@@ -4,7 +4,7 @@
 //! the maker included, can resize it, punch holes into it or map it writable once more. The receiver checks all that
 //! before it maps, so that no later access can fault.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::ptr::{self, NonNull};
 
 use rustix::fs::{FallocateFlags, FileType, MemfdFlags, SealFlags};
@@ -138,22 +138,22 @@ fn allocate(fd: &Fd, len: usize) -> Result<(), Errno> {
 }
 
 /// Maps a segment received from another process read-only, after checking that it is one and has `len` bytes.
-pub(crate) fn receive_sealed(fd: OwnedFd, len: usize) -> Result<Mapping, BadSegment> {
+pub(crate) fn receive_sealed(fd: impl AsFd, len: usize) -> Result<Mapping, BadSegment> {
     check(&fd, len).map_err(BadSegment::Untrusted)?;
     Mapping::new(&fd, len, ProtFlags::READ).map_err(BadSegment::System)
 }
 
 /// The seals come first: once they are known to hold, nothing checked after them can change.
-fn check(fd: &OwnedFd, len: usize) -> Result<(), &'static str> {
-    let seals = rustix::fs::fcntl_get_seals(fd).map_err(|_| "it is not a memfd")?;
+fn check(fd: impl AsFd, len: usize) -> Result<(), &'static str> {
+    let seals = rustix::fs::fcntl_get_seals(&fd).map_err(|_| "it is not a memfd")?;
     if !seals.contains(SEALS) {
         return Err("it is not sealed against shrinking, growing and writing");
     }
-    let system = rustix::fs::fstatfs(fd).map_err(|_| "its file system is unknown")?;
+    let system = rustix::fs::fstatfs(&fd).map_err(|_| "its file system is unknown")?;
     if system.f_type as i64 != TMPFS_MAGIC {
         return Err("it is not on tmpfs");
     }
-    let stat = rustix::fs::fstat(fd).map_err(|_| "its size is unknown")?;
+    let stat = rustix::fs::fstat(&fd).map_err(|_| "its size is unknown")?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err("it is not a regular file");
     }

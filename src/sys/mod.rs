@@ -3,6 +3,7 @@
 //! Nothing here knows of calls, objects or names. Whatever a peer may have made is checked here before it is used.
 
 pub(crate) mod clock;
+pub(crate) mod closer;
 pub(crate) mod cpu;
 pub(crate) mod eventfd;
 pub(crate) mod fd;

@@ -15,6 +15,7 @@ use rustix::net::{
 };
 use rustix::process::Pid;
 
+use super::closer::Foreign;
 use super::fd::Fd;
 use super::features::{self, Feature};
 use super::pidfd;
@@ -98,7 +99,7 @@ pub(crate) struct Received {
     /// Its length in bytes; 0 is the end of the connection, or an empty message of a peer that breaks the protocol.
     pub(crate) len: usize,
     /// The descriptors that came with it, none if anything is missing.
-    pub(crate) fds: Vec<OwnedFd>,
+    pub(crate) fds: Vec<Foreign>,
     /// Bytes or descriptors were lost: the message is not to be used.
     pub(crate) truncated: bool,
     /// Descriptors were lost because this process or the system can have no more.
@@ -115,7 +116,7 @@ pub(crate) fn recv(socket: impl AsFd, buf: &mut [u8], max_fds: usize) -> Result<
     let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
     let message =
         retry_on_intr(|| rustix::net::recvmsg(&socket, &mut [IoSliceMut::new(buf)], &mut control, flags))?;
-    let mut fds = drain(&mut control);
+    let mut fds = drain(&socket, &mut control);
     let lost = message.flags.contains(ReturnFlags::CTRUNC);
     let truncated = lost || message.flags.contains(ReturnFlags::TRUNC) || fds.len() > max_fds;
     // The room was for MAX_FDS: with fewer here, it was not the room that was short.
@@ -126,12 +127,16 @@ pub(crate) fn recv(socket: impl AsFd, buf: &mut [u8], max_fds: usize) -> Result<
     Ok(Received { len: message.bytes, fds, truncated, no_fds })
 }
 
-fn drain(control: &mut RecvAncillaryBuffer<'_>) -> Vec<OwnedFd> {
+fn drain(socket: impl AsFd, control: &mut RecvAncillaryBuffer<'_>) -> Vec<Foreign> {
     let rights = |message| match message {
         RecvAncillaryMessage::ScmRights(fds) => Some(fds),
         _ => None,
     };
-    control.drain().filter_map(rights).flatten().collect()
+    let foreign = |fd| {
+        let uid = peer_credentials(&socket).map_or(OVERFLOW_UID, |who| who.uid);
+        Foreign::new(fd, uid)
+    };
+    control.drain().filter_map(rights).flatten().map(foreign).collect()
 }
 
 /// Who made the other end, or listens behind it, as of then.

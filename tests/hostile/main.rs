@@ -6,6 +6,7 @@ mod support;
 mod answers;
 mod bodies;
 mod caller;
+mod descriptors;
 mod handshakes;
 mod memories;
 mod namespaces;

@@ -1,5 +1,7 @@
 //! What a peer may try on a sealed segment, and what it may pass in place of one.
 
+use std::os::fd::OwnedFd;
+
 use super::*;
 use crate::sys::testing::{child_status, fork, rerun_without};
 

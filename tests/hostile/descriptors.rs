@@ -1,0 +1,60 @@
+//! Descriptors whose last close blocks, where a memory is expected: fault 35. A file of a hostile file server is one; these
+//! are TCP connections that linger, which need no right to be made.
+
+use std::io::{ErrorKind, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use crate::caller::*;
+use crate::raw::*;
+use crate::victim::victim;
+
+/// A descriptor whose last close takes an hour, unless the other end is closed before.
+fn lingering() -> (OwnedFd, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (theirs, _) = listener.accept().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    loop {
+        match ours.write(&[0; 1 << 16]) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+            Err(error) => panic!("filling a connection: {error}"),
+        }
+    }
+    let linger = libc::linger { l_onoff: 1, l_linger: 3600 };
+    let len = size_of::<libc::linger>() as libc::socklen_t;
+    // SAFETY: the option is a `linger`, which outlives the call.
+    let set = unsafe {
+        let value = (&raw const linger).cast();
+        libc::setsockopt(ours.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER, value, len)
+    };
+    assert_eq!(set, 0);
+    (ours.into(), theirs)
+}
+
+/// Sends `message` with `fds`, which are the receiver's alone after it.
+fn part_with(socket: &OwnedFd, message: &[u8], fds: Vec<OwnedFd>) {
+    let borrowed: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
+    send(socket, message, &borrowed).unwrap();
+}
+
+#[test]
+fn fault_35_descriptors_that_block_who_closes_them_hold_up_nobody_else() {
+    let victim = victim();
+    let (fds, _other_ends): (Vec<_>, Vec<_>) = (0..8).map(|_| lingering()).unzip();
+    let mut fds = fds.into_iter();
+    let mut next = |count: usize| -> Vec<_> { fds.by_ref().take(count).collect() };
+    // In a handshake: in the place of the memory, too many of them, and with a message that takes none.
+    for (body, count) in [(hello(LAYOUT), 1), (hello(LAYOUT), 3), (vec![3], 1)] {
+        part_with(&dial(&victim.path()), &message(1, &body), next(count));
+    }
+    // On a lane: in the place of a segment, beyond every limit, and with a message that takes none.
+    let announcement = |len: u64| [&[2][..], &1_u32.to_le_bytes(), &len.to_le_bytes()].concat();
+    for message in [announcement(4096), announcement(u64::MAX), vec![1]] {
+        let caller = Caller::connect(&victim.path());
+        part_with(&caller.socket, &message, next(1));
+        caller.expect_broken("a descriptor that is no memory");
+    }
+    victim.expect_unharmed();
+}
