@@ -4,7 +4,7 @@ mod end;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
 use std::task::Waker;
 
 use parking_lot::Mutex;
@@ -12,7 +12,7 @@ use rustix::event::epoll::EventFlags;
 
 use super::link::Link;
 use crate::blob::arena::Chunk;
-use crate::engine::{Engine, Source, Token};
+use crate::engine::{Engine, Token};
 use crate::parcels::Parcels;
 use crate::park::wake_all;
 use crate::peer::Peer;
@@ -21,8 +21,10 @@ use crate::ring::layout::{COLD, FIRST_ARM, HOT, NO_CPU, ON_FUTEX, OPEN, SLOTS};
 use crate::sync::{fence, spin_hint};
 use crate::sys::eventfd::Doorbell;
 use crate::sys::memfd::Mapping;
-use crate::sys::{clock, cpu};
+use crate::sys::{clock, cpu, signals};
 
+/// What is waited for at the socket.
+const EVENTS: EventFlags = EventFlags::IN.union(EventFlags::RDHUP);
 /// How long a caller that expects its answer at once looks for it before it sleeps.
 const SPIN_NS: u64 = 50_000;
 /// Looks before the first reading of the clock.
@@ -102,9 +104,11 @@ pub(crate) struct Lane {
     is_hot: AtomicU32,
     /// An alarm is set that looks for calls that have not begun.
     is_checking: AtomicBool,
+    /// A thread rings for [`check`](Self::check).
+    is_ringing: AtomicBool,
     /// When the last slow answer came (CLOCK_MONOTONIC, ns); 0: the last was quick.
     last_slow_ns: AtomicU64,
-    token: OnceLock<Token>,
+    token: Mutex<Option<Token>>,
     link: Weak<Link>,
     /// Once the link is gone: the slots of its calls that are not answered.
     orphans: Mutex<Option<u64>>,
@@ -153,8 +157,9 @@ impl Lane {
             owner_cpu: AtomicU16::new(NO_CPU),
             is_hot: AtomicU32::new(0),
             is_checking: AtomicBool::new(false),
+            is_ringing: AtomicBool::new(false),
             last_slow_ns: AtomicU64::new(0),
-            token: OnceLock::new(),
+            token: Mutex::new(None),
             link: parts.link,
             orphans: Mutex::new(None),
             spins: parts.spins,
@@ -164,9 +169,7 @@ impl Lane {
 
     /// Starts to watch the owner's end and its process.
     pub fn watch(self: &Arc<Self>) -> Result<(), rustix::io::Errno> {
-        let events = EventFlags::IN | EventFlags::RDHUP;
-        let token = self.engine.add(&self.parcels.socket, events, Arc::clone(self) as Arc<dyn Source>)?;
-        let _ = self.token.set(token);
+        *self.token.lock() = Some(self.engine.add(&self.parcels.socket, EVENTS, self.clone())?);
         self.peer.on_death(self.engine, self);
         Ok(())
     }
@@ -346,7 +349,24 @@ impl Lane {
         let out = link.taken(self);
         let is_hidden = |slot| self.ring.look(slot) == Look::Waiting && !self.ring.begun(slot);
         if (0..SLOTS).any(|slot| out & 1 << slot != 0 && is_hidden(slot)) {
-            self.doorbell.ring();
+            self.ring_aside();
+        }
+    }
+
+    /// Rings on a thread of its own: a hostile owner can have its doorbell block who rings it, and this is the watcher's.
+    #[cold]
+    fn ring_aside(&self) {
+        let Some(lane) = self.this.upgrade() else { return };
+        if self.is_ringing.swap(true, Ordering::SeqCst) {
+            return self.check_soon();
+        }
+        let ring = move || {
+            lane.doorbell.ring();
+            lane.is_ringing.store(false, Ordering::SeqCst);
+        };
+        if signals::spawn("objbus-ring", ring).is_err() {
+            self.is_ringing.store(false, Ordering::SeqCst);
+            self.check_soon();
         }
     }
 

@@ -4,9 +4,15 @@
 use std::io::{ErrorKind, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use objbus::{MethodTable, Untyped};
 
 use crate::caller::*;
+use crate::owner;
 use crate::raw::*;
+use crate::support::*;
 use crate::victim::victim;
 
 /// A descriptor whose last close takes an hour, unless the other end is closed before.
@@ -57,4 +63,29 @@ fn fault_35_descriptors_that_block_who_closes_them_hold_up_nobody_else() {
         caller.expect_broken("a descriptor that is no memory");
     }
     victim.expect_unharmed();
+}
+
+/// Its own caller can be hung by an owner's doorbell, but not what serves everybody in that process.
+#[test]
+fn fault_35_a_doorbell_made_to_block_does_not_stop_the_callers_process() {
+    let place = place();
+    let bus = place.bus();
+    let _own = bus.publish("own", MethodTable::named("Own").method("one", || 1_u8)).unwrap();
+    let listener = owner::listen(&place, "math");
+    let proxies = bus.clone();
+    let connecting = std::thread::spawn(move || proxies.proxy::<Untyped>("math").wait());
+    let owner = owner::Owner::meet(&listener);
+    let math = connecting.join().unwrap().expect("the welcome was honest");
+    rustix::fs::fcntl_setfl(&owner.bell, rustix::fs::OFlags::empty()).unwrap();
+    rustix::io::write(&owner.bell, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    // As if somebody looked at the lane: nothing is rung until the call has been hidden for a while.
+    owner.response.word(0).store(1, Ordering::Relaxed);
+    let call = math.call::<_, u32>("add", &(1_u32, 2_u32)).started();
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_millis(200) {
+        drop(Caller::connect(&place.path().join("own")));
+    }
+    // Emptied, it can be rung again.
+    rustix::io::read(&owner.bell, &mut [0_u8; 8]).unwrap();
+    drop(call);
 }

@@ -26,6 +26,7 @@ fn role() {
     match name.as_str() {
         "victim" => victim::run(&arguments),
         "honest" => storm::run_honest(&arguments),
+        "flooded" => storm::run_flooded(&arguments),
         "sender" => quotas::run_sender(&arguments),
         "user" => handshakes::run_user(&arguments),
         "squatter" => handshakes::run_squatter(&arguments),

@@ -69,7 +69,7 @@ pub struct Owner {
     pub socket: OwnedFd,
     pub request: Map,
     pub response: Map,
-    _bell: OwnedFd,
+    pub bell: OwnedFd,
     position: u32,
 }
 
@@ -88,7 +88,7 @@ impl Owner {
         let (response_fd, response) = memory(RESPONSE_SIZE);
         let bell = eventfd();
         send(&socket, &welcome(&[]), &[response_fd.as_fd(), bell.as_fd()]).unwrap();
-        Owner { socket, request, response, _bell: bell, position: 0 }
+        Owner { socket, request, response, bell, position: 0 }
     }
 
     /// Waits for the next request.

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use objbus::Bus;
 
 use crate::caller::*;
+use crate::owner;
 use crate::raw::*;
 use crate::support::system::resident_kb;
 use crate::support::*;
-use crate::victim::{Victim, connected, victim};
+use crate::victim::{Victim, connected, cpu_us, victim};
 
 /// Calls until told to stop; says how many calls it made and how many failed. Arguments: the directory, and, where the first
 /// failure is to be told instead, anything.
@@ -209,4 +210,36 @@ fn fault_15_a_caller_that_reads_no_answers_takes_a_bounded_part_of_the_owners_me
     println!("{grown} KiB for {} answers of {len} bytes", 3 * SLOTS);
     assert!(grown < u64::from(SLOTS) * len / 512, "{grown} KiB");
     victim.expect_unharmed();
+}
+
+/// The other way round: the owner does it, to a caller that publishes as well.
+#[test]
+fn fault_32_an_owner_that_only_floods_its_callers_sockets_costs_them_little() {
+    let place = place();
+    let _bus = place.bus();
+    let listener = owner::listen(&place, "math");
+    let mut caller = start("flooded", &[place.text()]);
+    let owner = owner::Owner::meet(&listener);
+    caller.expect("connected");
+    let span = Duration::from_secs(1);
+    let began = Instant::now();
+    while began.elapsed() < span {
+        let _ = send(&owner.socket, &[1], &[]);
+    }
+    caller.tell("how much?");
+    let cpu_us: u64 = caller.hear().parse().unwrap();
+    let share = cpu_us as f64 / span.as_micros() as f64;
+    println!("{:.1} % of a processor", 100.0 * share);
+    assert!(share < 0.2, "{:.0} % of a processor", 100.0 * share);
+}
+
+/// Connects to the owner that floods it; says how much of a processor that took, in microseconds.
+pub fn run_flooded(arguments: &[String]) {
+    let bus = Bus::builder().directory(&arguments[0]).open().expect("the directory is ours");
+    let _math: objbus::Untyped = bus.proxy("math").wait().expect("the welcome was honest");
+    let before = cpu_us();
+    say("connected");
+    hear();
+    say((cpu_us() - before).to_string());
+    stay();
 }

@@ -5,9 +5,9 @@ use std::sync::{Arc, Weak};
 
 use rustix::event::epoll::EventFlags;
 
-use super::{Fate, Lane};
+use super::{EVENTS, Fate, Lane};
 use crate::engine::{Engine, Source};
-use crate::parcels::News;
+use crate::parcels::{News, REST_NS};
 use crate::peer::Mourner;
 use crate::ring::caller::Look;
 use crate::ring::layout::{BROKEN, CLOSING, REPLACED, SLOTS};
@@ -73,11 +73,29 @@ impl Lane {
 
     /// Ends this side: frees what the engine holds, and ends the socket for every process that has it.
     pub fn disconnect(&self) {
-        if let Some(token) = self.token.get() {
-            self.engine.remove(*token, &self.parcels.socket);
-        }
+        self.unwatch();
         socket::shutdown(&self.parcels.socket);
         self.end(Fate::Closed);
+    }
+
+    fn unwatch(&self) {
+        if let Some(token) = self.token.lock().take() {
+            self.engine.remove(token, &self.parcels.socket);
+        }
+    }
+
+    /// Does not listen to the socket for a while: its owner sends more than it needs to. Its death is heard all the same.
+    #[cold]
+    fn rest(&self) {
+        self.engine.mute(&self.parcels.socket);
+        let lane = Weak::clone(&self.this);
+        self.engine.alarm(clock::now_ns() + REST_NS, move |engine| {
+            let Some(lane) = lane.upgrade() else { return };
+            // Locked, so that an end of the lane comes before or after, not between.
+            if let Some(token) = *lane.token.lock() {
+                let _ = engine.unmute(token, &lane.parcels.socket, EVENTS);
+            }
+        });
     }
 
     /// The link is gone. Calls of it that nobody waits for may still be in the ring: the lane, and what was lent with
@@ -117,13 +135,13 @@ impl Lane {
 }
 
 impl Source for Lane {
-    fn ready(self: Arc<Self>, engine: &'static Engine, events: EventFlags) {
+    fn ready(self: Arc<Self>, _engine: &'static Engine, events: EventFlags) {
         let news = self.parcels.read_socket();
         self.take_news(news);
-        if news.ended || news.violated || events.intersects(EventFlags::HUP | EventFlags::ERR) {
-            if let Some(token) = self.token.get() {
-                engine.remove(*token, &self.parcels.socket);
-            }
+        if news.more {
+            self.rest();
+        } else if news.ended || news.violated || events.intersects(EventFlags::HUP | EventFlags::ERR) {
+            self.unwatch();
             self.socket_ended();
         }
     }
