@@ -219,6 +219,8 @@ struct Polled {
 enum Turn {
     Served,
     Empty,
+    /// Another worker is taking from it.
+    Contended,
     /// Another worker has it.
     Lost,
 }
@@ -281,6 +283,9 @@ impl Worker {
                         return false;
                     }
                 },
+                // It has the lock for a moment, or lost its processor to this very thread, and under a real-time policy gets it
+                // back only if this one gives way.
+                Turn::Contended => std::thread::yield_now(),
                 Turn::Lost => return !self.let_go(polled),
             }
             self.look_at_bells();
@@ -313,7 +318,12 @@ impl Worker {
             lane.woke_caller.store(false, Ordering::Relaxed);
         }
         while served < TURN {
-            let Some(mut taker) = lane.ring.try_lock() else { break };
+            let Some(mut taker) = lane.ring.try_lock() else {
+                if served == 0 {
+                    return Turn::Contended;
+                }
+                break;
+            };
             let take = if lane.is_open() { taker.take(&mut request) } else { Take::Empty };
             let in_flight = lane.object.rules.limits.in_flight;
             request.is_excess = in_flight < SLOTS as u32 && taker.busy() > in_flight;

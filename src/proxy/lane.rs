@@ -324,33 +324,45 @@ impl Lane {
     #[inline]
     pub fn ring_soon_if_hidden(&self) {
         // After the fence of `must_ring`: if a check is to come, it sees what was published before.
-        if !self.is_checking.load(Ordering::Relaxed) {
-            self.check_soon();
+        if !self.is_checking.load(Ordering::Relaxed) && !self.is_checking.swap(true, Ordering::SeqCst) {
+            self.check_soon(self.hidden());
         }
     }
 
+    /// Looks in a while whether the calls of `before` (slot, answer number) have begun.
     #[cold]
-    fn check_soon(&self) {
-        if self.is_checking.swap(true, Ordering::SeqCst) {
-            return;
-        }
+    fn check_soon(&self, before: Vec<(usize, u32)>) {
         let lane = Weak::clone(&self.this);
         self.engine.alarm(clock::now_ns() + HIDDEN_NS, move |_| {
             if let Some(lane) = lane.upgrade() {
-                lane.check();
+                lane.check(&before);
             }
         });
     }
 
-    fn check(&self) {
+    fn check(&self, before: &[(usize, u32)]) {
+        // Cleared before the look: who sends after it has another check made.
         self.is_checking.store(false, Ordering::SeqCst);
         fence(Ordering::SeqCst);
-        let Some(link) = self.link.upgrade() else { return };
-        let out = link.taken(self);
-        let is_hidden = |slot| self.ring.look(slot) == Look::Waiting && !self.ring.begun(slot);
-        if (0..SLOTS).any(|slot| out & 1 << slot != 0 && is_hidden(slot)) {
+        // An owner that serves its callers in turn has begun those of before meanwhile, and needs no ring; one ring does for one
+        // that has not.
+        let (late, others): (Vec<_>, Vec<_>) =
+            self.hidden().into_iter().partition(|call| before.contains(call));
+        if !late.is_empty() {
             self.ring_aside();
         }
+        if !others.is_empty() && !self.is_checking.swap(true, Ordering::SeqCst) {
+            self.check_soon(others);
+        }
+    }
+
+    /// The calls in the ring that have not begun.
+    fn hidden(&self) -> Vec<(usize, u32)> {
+        let Some(link) = self.link.upgrade() else { return Vec::new() };
+        let out = link.taken(self);
+        let is_hidden = |slot: &usize| self.ring.look(*slot) == Look::Waiting && !self.ring.begun(*slot);
+        let slots = (0..SLOTS).filter(|slot| out & 1 << slot != 0).filter(is_hidden);
+        slots.map(|slot| (slot, self.ring.wanted(slot))).collect()
     }
 
     /// Rings on a thread of its own: a hostile owner can have its doorbell block who rings it, and this is the watcher's.
@@ -358,15 +370,15 @@ impl Lane {
     fn ring_aside(&self) {
         let Some(lane) = self.this.upgrade() else { return };
         if self.is_ringing.swap(true, Ordering::SeqCst) {
-            return self.check_soon();
+            return;
         }
         let ring = move || {
             lane.doorbell.ring();
             lane.is_ringing.store(false, Ordering::SeqCst);
         };
+        // Without a thread the next check tries again.
         if signals::spawn("objbus-ring", ring).is_err() {
             self.is_ringing.store(false, Ordering::SeqCst);
-            self.check_soon();
         }
     }
 
