@@ -10,6 +10,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(test)]
+mod tests;
+
 /// Whether the method of a failed call ran.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Executed {
@@ -156,9 +159,21 @@ pub enum CallError<E = Infallible> {
         /// Always `No`.
         executed: Executed,
     },
+    /// The method ran and itself returned a [`BusError`], from a call that it made: what a method of an interface that returns
+    /// `Result<T, BusError>` gives, so that `executed` is always that of the caller's own call.
+    Nested {
+        /// The error that the method returned, in words; whether the call that it made ran is said there.
+        error: Box<RemoteError>,
+        /// Always `Yes`.
+        executed: Executed,
+    },
 }
 
 /// An error of the bus alone, without any method's own error in it.
+///
+/// The error type of an interface's method, where the bus's errors are all that it can give: at a proxy, they are returned as they
+/// are. One that the method returned itself arrives as [`Nested`](CallError::Nested); of an object's method, as a [`RemoteError`]
+/// in [`App`](CallError::App).
 pub type BusError = CallError<Infallible>;
 
 impl<E> CallError<E> {
@@ -183,7 +198,8 @@ impl<E> CallError<E> {
             | CallError::PermissionDenied { executed }
             | CallError::ForkedHandle { executed }
             | CallError::NoMemory { executed }
-            | CallError::Unreachable { executed, .. } => *executed,
+            | CallError::Unreachable { executed, .. }
+            | CallError::Nested { executed, .. } => *executed,
         }
     }
 
@@ -213,6 +229,7 @@ impl<E> CallError<E> {
             CallError::ForkedHandle { executed } => CallError::ForkedHandle { executed },
             CallError::NoMemory { executed } => CallError::NoMemory { executed },
             CallError::Unreachable { reason, executed } => CallError::Unreachable { reason, executed },
+            CallError::Nested { error, executed } => CallError::Nested { error, executed },
         }
     }
 
@@ -246,14 +263,7 @@ impl<E: fmt::Display> fmt::Display for CallError<E> {
             CallError::Overloaded { executed } => {
                 write!(f, "too many calls of this caller are in flight, or too many bytes: let some end first; {executed}")
             }
-            CallError::TooLarge { limit, size, executed: Executed::Yes } => write!(
-                f,
-                "the result needs {size} bytes and the owner allows {limit}: raise its `Limits::body_bytes` or return less; the method ran"
-            ),
-            CallError::TooLarge { limit, size, .. } => write!(
-                f,
-                "the arguments need {size} bytes and {limit} are allowed: raise `Limits::body_bytes` on both sides or send less; {DID_NOT_RUN}"
-            ),
+            CallError::TooLarge { limit, size, executed } => say_too_large(f, *limit, *size, *executed),
             CallError::BadRequest { reason, .. } => {
                 write!(f, "the arguments were refused: {reason}; {DID_NOT_RUN}")
             }
@@ -291,21 +301,50 @@ impl<E: fmt::Display> fmt::Display for CallError<E> {
             CallError::ForkedHandle { .. } => f.write_str(
                 "this proxy was made before fork(); open the bus again in the child; the method did not run",
             ),
-            CallError::NoMemory { executed: Executed::Yes } => f.write_str(
-                "the result does not fit the owner's memory limit (`BusBuilder::memory`), or what this caller may have in flight there: return less, or take other answers first; the method ran",
-            ),
-            CallError::NoMemory { executed } => write!(
-                f,
-                "the arguments do not fit the bus's memory limit: raise it (`BusBuilder::memory`), send less, or let other calls end first; {executed}"
-            ),
+            CallError::NoMemory { executed } => say_no_memory(f, *executed),
             CallError::Unreachable { reason, .. } => {
                 write!(f, "the object cannot be reached: {reason}; {DID_NOT_RUN}")
+            }
+            CallError::Nested { error, executed } => {
+                write!(f, "a call that the method made failed ({error}); {executed}")
             }
         }
     }
 }
 
+fn say_too_large(f: &mut fmt::Formatter<'_>, limit: u64, size: u64, executed: Executed) -> fmt::Result {
+    if executed == Executed::Yes {
+        write!(
+            f,
+            "the result needs {size} bytes and the owner allows {limit}: raise its `Limits::body_bytes` or return less; the method ran"
+        )
+    } else {
+        write!(
+            f,
+            "the arguments need {size} bytes and {limit} are allowed: raise `Limits::body_bytes` on both sides or send less; {DID_NOT_RUN}"
+        )
+    }
+}
+
+fn say_no_memory(f: &mut fmt::Formatter<'_>, executed: Executed) -> fmt::Result {
+    if executed == Executed::Yes {
+        f.write_str("the result does not fit the owner's memory limit (`BusBuilder::memory`), or what this caller may have in flight there: return less, or take other answers first; the method ran")
+    } else {
+        write!(
+            f,
+            "the arguments do not fit the bus's memory limit: raise it (`BusBuilder::memory`), send less, or let other calls end first; {executed}"
+        )
+    }
+}
+
 impl<E: fmt::Debug + fmt::Display> std::error::Error for CallError<E> {}
+
+impl From<RemoteError> for BusError {
+    /// What a method returned, as its caller gets it.
+    fn from(error: RemoteError) -> BusError {
+        CallError::Nested { error: Box::new(error), executed: Executed::Yes }
+    }
+}
 
 /// Why a name could not be connected to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -490,7 +529,7 @@ impl std::error::Error for PublishError {}
 
 /// An error that could not travel as itself: its kind, its message and what caused it.
 ///
-/// Methods that return `anyhow::Error`, `Box<dyn Error>` or `std::io::Error` have this type on the caller's side.
+/// Methods that return `anyhow::Error`, `Box<dyn Error>`, `std::io::Error` or a [`CallError`] have this type on the caller's side.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemoteError {
     /// The name of the error's type as the owner knows it.
@@ -535,54 +574,3 @@ impl fmt::Display for OpenError {
 }
 
 impl std::error::Error for OpenError {}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Each says what was wrong and what to do, and "again" only where calling again may end otherwise.
-    #[test]
-    fn sentences_say_what_to_do() {
-        let (no, text) = (Executed::No, || "x".to_owned());
-        let errors: [(BusError, &str, bool); 14] = [
-            (CallError::OwnerDied { executed: no }, "died", true),
-            (CallError::DeadlineExceeded { executed: no }, "deadline", true),
-            (CallError::Overloaded { executed: no }, "let some end", true),
-            (CallError::Unpublished { executed: no }, "withdrawn", true),
-            (CallError::NoMemory { executed: no }, "BusBuilder::memory", true),
-            (CallError::TooLarge { limit: 1, size: 2, executed: no }, "Limits::body_bytes", false),
-            (CallError::BadRequest { reason: text(), executed: no }, "were refused: x", false),
-            (CallError::UnknownMethod { method: text(), executed: no }, "no method `x`", false),
-            (
-                CallError::SchemaMismatch { method: text(), ours: 1, theirs: 2, executed: no },
-                "build both",
-                false,
-            ),
-            (CallError::MethodPanicked { message: text(), executed: no }, "publish it anew", false),
-            (CallError::WouldDeadlock { executed: no }, "more workers", false),
-            (CallError::NotFound { name: text(), executed: no }, "Absent::Wait", false),
-            (CallError::PermissionDenied { executed: no }, "rules", false),
-            (CallError::ForkedHandle { executed: no }, "open the bus again", false),
-        ];
-        for (error, advice, is_safe_again) in errors {
-            let sentence = error.to_string();
-            assert!(sentence.contains(advice), "{sentence}");
-            assert!(sentence.contains("the method did not run"), "{sentence}");
-            assert_eq!(sentence.contains("calling again is safe"), is_safe_again, "{sentence}");
-        }
-    }
-
-    #[test]
-    fn a_refused_name_is_told() {
-        let (name, reason) = ("a/b".to_owned(), "why");
-        let publishing = PublishError::NameInvalid { name: name.clone(), reason };
-        assert_eq!(publishing.to_string(), "the name \"a/b\" is not valid: why");
-        assert_eq!(ConnectError::NameInvalid { name, reason }.to_string(), publishing.to_string());
-    }
-
-    #[test]
-    fn a_publisher_without_a_number_is_not_called_process_0() {
-        assert!(!PublishError::AlreadyPublished { pid: 0 }.to_string().contains("process 0"));
-        assert!(PublishError::AlreadyPublished { pid: 7 }.to_string().starts_with("process 7 "));
-    }
-}

@@ -23,6 +23,9 @@ fn role() {
             let _shop = bus.publish("shop", Shop).expect("the name is free");
             let _counter = bus.publish("counter", CounterObject(Local)).expect("the name is free");
             let _table = bus.publish("table", closures()).expect("the name is free");
+            let forwarder = || Forwarder(bus.proxy("nobody").lazy().expect("the name is valid"));
+            let _relay = bus.publish("relay", RelayObject(forwarder())).expect("the name is free");
+            let _forwarder = bus.publish("forwarder", forwarder()).expect("the name is free");
             say("ready");
             stay()
         }
@@ -135,6 +138,33 @@ impl Counter for Local {
     }
 }
 
+/// Passes calls on to an object that may not be there; its only errors are the bus's.
+#[objbus::interface]
+trait Relay {
+    fn buy(&self, count: u32) -> Result<u32, BusError>;
+
+    async fn buy_later(&self, count: u32) -> Result<u32, BusError>;
+}
+
+struct Forwarder(Untyped);
+
+impl Relay for Forwarder {
+    fn buy(&self, count: u32) -> Result<u32, BusError> {
+        self.0.call("absent", &(count,)).wait()
+    }
+
+    async fn buy_later(&self, count: u32) -> Result<u32, BusError> {
+        self.0.call("absent", &(count,)).await
+    }
+}
+
+#[objbus::object]
+impl Forwarder {
+    pub fn forwarded(&self, count: u32) -> Result<u32, BusError> {
+        Relay::buy(self, count)
+    }
+}
+
 fn shop(place: &Place) -> Child {
     let owner = start("shop", &[place.text()]);
     owner.expect("ready");
@@ -225,6 +255,30 @@ fn an_interface_takes_a_local_object_or_a_proxy() {
     assert!(format!("{proxy:?}").contains("\"counter\""), "{proxy:?}");
     owner.kill();
     assert!(matches!(Counter::sum(&proxy, &[1]), Err(CounterError::Bus(sentence)) if !sentence.is_empty()));
+}
+
+#[test]
+fn the_bus_errors_of_an_interface_are_the_callers_or_nested() {
+    let place = place();
+    let mut owner = shop(&place);
+    let bus = place.bus();
+    let relay: RelayProxy = bus.proxy("relay").timeout(PATIENCE).wait().unwrap();
+    for returned in [Relay::buy(&relay, 1), block_on(Relay::buy_later(&relay, 1))] {
+        // The method ran, whatever became of the call that it made.
+        let Err(CallError::Nested { error, executed: Executed::Yes }) = returned else {
+            panic!("{returned:?}")
+        };
+        assert_eq!(error.kind, "objbus::CallError::NotFound");
+        assert!(error.message.contains("nobody publishes `nobody`"), "{error}");
+    }
+    let forwarder: ForwarderProxy = bus.proxy("forwarder").timeout(PATIENCE).wait().unwrap();
+    assert_eq!(remote(forwarder.forwarded(1).wait()).kind, "objbus::CallError::NotFound");
+    owner.kill();
+    let gone = Relay::buy(&relay, 1);
+    assert!(
+        matches!(gone, Err(CallError::NotFound { .. } | CallError::OwnerDied { executed: Executed::No })),
+        "{gone:?}"
+    );
 }
 
 #[test]

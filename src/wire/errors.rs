@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::error::Error;
-use std::io;
+use std::{fmt, io};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -13,8 +13,8 @@ use crate::error::{BusError, CallError, RemoteError};
 
 /// An error that a method may return.
 ///
-/// Every error with serde's traits and [`Type`] travels as itself. `std::io::Error`, `Box<dyn Error>` and, with the feature
-/// `anyhow`, `anyhow::Error` travel as a [`RemoteError`]: kind, message and the sentences of their sources.
+/// Every error with serde's traits and [`Type`] travels as itself. `std::io::Error`, `Box<dyn Error>`, [`CallError`] and, with the
+/// feature `anyhow`, `anyhow::Error` travel as a [`RemoteError`]: kind, message and the sentences of their sources.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot travel as the error of a method",
     note = "put `#[derive(serde::Serialize, serde::Deserialize, objbus::Type)]` on it, or return `Box<dyn std::error::Error + Send + Sync>`"
@@ -41,6 +41,18 @@ impl WireError for io::Error {
 
     fn into_wire(self) -> RemoteError {
         describe(format!("std::io::ErrorKind::{:?}", self.kind()), &self)
+    }
+}
+
+// As itself, it would claim at the caller to be about the caller's own call; and its variants, which later versions add to,
+// would be part of the method's key.
+impl<E: fmt::Debug + fmt::Display> WireError for CallError<E> {
+    type Wire = RemoteError;
+
+    fn into_wire(self) -> RemoteError {
+        let fields = format!("{self:?}");
+        let variant = fields.split(|letter: char| !letter.is_alphanumeric()).next().unwrap_or_default();
+        describe(format!("objbus::CallError::{variant}"), &self)
     }
 }
 
@@ -149,6 +161,7 @@ fn describe(kind: String, error: &dyn Error) -> RemoteError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Executed;
 
     #[test]
     fn a_source_chain_travels_in_order() {
@@ -159,6 +172,18 @@ mod tests {
         assert_eq!(remote.message, "no such disk");
         let boxed: Box<dyn Error + Send + Sync> = "out of ink".into();
         assert_eq!(boxed.into_wire().message, "out of ink");
+    }
+
+    #[test]
+    fn a_bus_error_that_a_method_returns_is_not_one_of_its_callers_call() {
+        let inner = BusError::NotFound { name: "x".to_owned(), executed: Executed::No };
+        let sentence = inner.to_string();
+        let outer = settle::<(), BusError, _>(Err(CallError::App(inner.clone().into_wire()))).unwrap_err();
+        assert_eq!(outer.executed(), Executed::Yes);
+        assert!(outer.to_string().contains(&sentence), "{outer}");
+        let CallError::Nested { error, .. } = &outer else { panic!("{outer:?}") };
+        assert_eq!((error.kind.as_str(), &error.message), ("objbus::CallError::NotFound", &sentence));
+        assert_eq!(settle::<(), BusError, RemoteError>(Err(inner.clone().widen())), Err(inner));
     }
 
     #[cfg(feature = "anyhow")]

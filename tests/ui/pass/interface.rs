@@ -30,6 +30,11 @@ pub trait Printer: Send + Sync {
     }
 
     async fn scan(&self, area: (u32, u32)) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>>;
+
+    /// Whose only errors are the bus's.
+    fn ink(&self) -> Result<u32, BusError> {
+        Ok(100)
+    }
 }
 
 /// A name that generated code might have used itself.
