@@ -51,6 +51,11 @@ pub enum CallError<E = Infallible> {
         /// Whether the method ran.
         executed: Executed,
     },
+    /// The connection to the object ended and its process lives: it has let go of it without a word, or runs another program by now.
+    Disconnected {
+        /// Always `Unknown`: a process that lives may still run what it has not begun.
+        executed: Executed,
+    },
     /// No answer came within the call's deadline.
     DeadlineExceeded {
         /// Whether the method ran, or still may.
@@ -182,6 +187,7 @@ impl<E> CallError<E> {
         match self {
             CallError::App(_) => Executed::Yes,
             CallError::OwnerDied { executed }
+            | CallError::Disconnected { executed }
             | CallError::DeadlineExceeded { executed }
             | CallError::Cancelled { executed }
             | CallError::Overloaded { executed }
@@ -208,6 +214,7 @@ impl<E> CallError<E> {
         match self {
             CallError::App(e) => CallError::App(f(e)),
             CallError::OwnerDied { executed } => CallError::OwnerDied { executed },
+            CallError::Disconnected { executed } => CallError::Disconnected { executed },
             CallError::DeadlineExceeded { executed } => CallError::DeadlineExceeded { executed },
             CallError::Cancelled { executed } => CallError::Cancelled { executed },
             CallError::Overloaded { executed } => CallError::Overloaded { executed },
@@ -255,6 +262,9 @@ impl<E: fmt::Display> fmt::Display for CallError<E> {
             CallError::App(e) => e.fmt(f),
             CallError::OwnerDied { executed } => {
                 write!(f, "the process that published the object died before it answered; {executed}")
+            }
+            CallError::Disconnected { executed } => {
+                write!(f, "the process that published the object lives, but has dropped the connection; {executed}")
             }
             CallError::DeadlineExceeded { executed } => {
                 write!(f, "no answer came before the deadline; {executed}")

@@ -43,3 +43,10 @@ fn a_publisher_without_a_number_is_not_called_process_0() {
     assert!(!PublishError::AlreadyPublished { pid: 0 }.to_string().contains("process 0"));
     assert!(PublishError::AlreadyPublished { pid: 7 }.to_string().starts_with("process 7 "));
 }
+
+#[test]
+fn nobody_who_lives_is_called_dead() {
+    let sentence = BusError::Disconnected { executed: Executed::Unknown }.to_string();
+    assert!(sentence.contains("lives") && !sentence.contains("died"), "{sentence}");
+    assert!(sentence.ends_with("the method may have run"), "{sentence}");
+}

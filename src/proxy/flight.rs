@@ -439,7 +439,7 @@ impl Verdict {
             Fate::Broken => CallError::ProtocolViolation { executed },
             Fate::Closed => CallError::Cancelled { executed },
             // The process lives and may still run what it has not begun.
-            Fate::Lost | Fate::Open | Fate::Dying => CallError::OwnerDied { executed: Executed::Unknown },
+            Fate::Lost | Fate::Open | Fate::Dying => CallError::Disconnected { executed: Executed::Unknown },
         })
     }
 }

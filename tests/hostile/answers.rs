@@ -54,7 +54,7 @@ fn fault_43_no_is_not_said_where_a_living_owner_hangs_up() {
     let calling = call(&math);
     owner.take();
     drop(owner.socket);
-    assert_eq!(calling.join().unwrap(), Err(CallError::OwnerDied { executed: Executed::Unknown }));
+    assert_eq!(calling.join().unwrap(), Err(CallError::Disconnected { executed: Executed::Unknown }));
 }
 
 #[test]
