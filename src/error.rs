@@ -364,6 +364,8 @@ pub enum ConnectError {
     NotFound {
         /// The name.
         name: String,
+        /// How long this side waited for it to appear; zero where it was told to wait for none.
+        waited: Duration,
     },
     /// A process of another user answers under this name.
     WrongOwnerUid {
@@ -421,10 +423,13 @@ pub enum ConnectError {
 impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            ConnectError::NotFound { name } => write!(
+            ConnectError::NotFound { name, waited } if waited.is_zero() => write!(
                 f,
                 "nobody publishes `{name}`: start the process that does, or wait for it with wait_for"
             ),
+            ConnectError::NotFound { name, waited } => {
+                write!(f, "nobody published `{name}` within {waited:.1?}: start the process that does")
+            }
             ConnectError::WrongOwnerUid { uid } => write!(
                 f,
                 "the name is served by user {uid}, not by the user expected; nothing was shared with it"

@@ -14,6 +14,8 @@
 //! whether its name is still its own. Every message begins with four bytes of magic and the version, which no version
 //! will move; what follows belongs to the version.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::ConnectError;
@@ -129,7 +131,7 @@ impl Refusal {
             }
             Refusal::NoFds => ConnectError::NoFds,
             Refusal::NoMemory => ConnectError::NoMemory,
-            Refusal::Closing => ConnectError::NotFound { name: name.to_owned() },
+            Refusal::Closing => ConnectError::NotFound { name: name.to_owned(), waited: Duration::ZERO },
             Refusal::OtherLayout => ConnectError::VersionMismatch { ours: VERSION, theirs: VERSION },
         }
     }

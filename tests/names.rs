@@ -178,11 +178,20 @@ fn a_name_that_does_not_appear_is_not_found_and_not_before_the_patience_ends() {
     let place = place();
     for bus in [place.bus(), Bus::in_memory()] {
         let began = Instant::now();
-        assert!(matches!(bus.proxy::<Untyped>("math").wait(), Err(ConnectError::NotFound { .. })));
-        let none = bus.proxy::<Untyped>("math").wait_for(Duration::from_millis(40));
-        assert!(matches!(none, Err(ConnectError::NotFound { .. })));
-        let none = block_on(bus.proxy::<Untyped>("math").patience(Duration::from_millis(40)));
-        assert!(matches!(none, Err(ConnectError::NotFound { .. })));
+        let patience = Duration::from_millis(40);
+        let at_once = bus.proxy::<Untyped>("math").wait().unwrap_err();
+        assert!(matches!(at_once, ConnectError::NotFound { waited: Duration::ZERO, .. }), "{at_once:?}");
+        assert!(at_once.to_string().contains("wait for it"), "{at_once}");
+        let connect = || bus.proxy::<Untyped>("math");
+        let given_up = [connect().wait_for(patience), block_on(connect().patience(patience))];
+        for error in given_up.map(Result::unwrap_err) {
+            assert!(
+                matches!(error, ConnectError::NotFound { waited, .. } if waited >= patience),
+                "{error:?}"
+            );
+            // Who has waited is not told to wait.
+            assert!(!error.to_string().contains("wait for"), "{error}");
+        }
         assert!(began.elapsed() >= Duration::from_millis(80));
     }
 }

@@ -90,7 +90,8 @@ impl BusInner {
     fn reach(&self, name: &Name, deadline_ns: u64) -> Result<Fd, ConnectError> {
         let Some(directory) = self.directory() else {
             let listener = self.local_listener(name);
-            let listener = listener.ok_or_else(|| ConnectError::NotFound { name: name.to_string() })?;
+            let listener = listener
+                .ok_or_else(|| ConnectError::NotFound { name: name.to_string(), waited: Duration::ZERO })?;
             let (ours, theirs) = socket::pair().map_err(system("making a connection"))?;
             listener.admit(self.engine, theirs);
             return Ok(ours);
@@ -115,7 +116,7 @@ impl BusInner {
         deadline_ns: u64,
     ) -> Result<(Welcome, Vec<Foreign>), ConnectError> {
         let began_ns = clock::now_ns();
-        let gone = || ConnectError::NotFound { name: name.to_string() };
+        let gone = || ConnectError::NotFound { name: name.to_string(), waited: Duration::ZERO };
         match await_message(socket, deadline_ns) {
             Ok(Some((Ok(Message::Welcome(welcome)), fds))) => Ok((welcome, fds)),
             Ok(Some((Ok(Message::Refused(refusal)), _))) => Err(refusal.into_error(name.as_str())),

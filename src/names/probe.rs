@@ -55,7 +55,7 @@ impl Directory {
                 }
             }
         }
-        Err(ConnectError::NotFound { name: name.to_string() })
+        Err(ConnectError::NotFound { name: name.to_string(), waited: Duration::ZERO })
     }
 
     /// The live names, with the number of each one's process (0 if unknown). Dead sockets are removed on the way.

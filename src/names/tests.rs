@@ -143,7 +143,7 @@ fn a_killed_owners_name_is_free_and_leaves_one_dead_socket() {
         owner.kill();
         assert_eq!(scratch.files(), ["processInfo"]);
         let error = directory.connect(&name(), soon()).unwrap_err();
-        assert_eq!(error, ConnectError::NotFound { name: "processInfo".into() });
+        assert_eq!(error, ConnectError::NotFound { name: "processInfo".into(), waited: Duration::ZERO });
     }
     let ours = directory.bind(&name()).unwrap();
     directory.connect(&name(), soon()).unwrap();

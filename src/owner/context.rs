@@ -171,7 +171,7 @@ impl CallContext {
         self.uid() == rustix::process::geteuid().as_raw()
     }
 
-    /// How long the caller still waits, to a few milliseconds; zero when it does no more, `None` if it has no deadline.
+    /// How long the caller still waits, rounded up by a few milliseconds; zero when it does no more, `None` if it has no deadline.
     pub fn remaining(&self) -> Option<Duration> {
         left_until(self.0.deadline_ms)
     }

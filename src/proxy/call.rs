@@ -328,7 +328,8 @@ impl<T: DeserializeOwned + 'static, E: OwnError> Call<T, E> {
         self
     }
 
-    /// Limits this call, from its sending to its answer; the proxy's time-out otherwise. `Duration::MAX` is no limit.
+    /// Limits this call, from its sending to its answer; the proxy's time-out otherwise. `Duration::MAX` is no limit. With
+    /// `Duration::ZERO` the call may be sent nevertheless, and give its result where the owner is quick.
     ///
     /// Inside a method, the deadline of the call being served holds too.
     pub fn timeout(mut self, timeout: Duration) -> Call<T, E> {

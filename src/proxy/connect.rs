@@ -67,7 +67,7 @@ impl<P: Proxy> Connect<P> {
         self
     }
 
-    /// Waits for the name to appear, up to `patience`, when this is awaited.
+    /// Waits for the name to appear, up to `patience`, when this is awaited; [`wait_for`](Connect::wait_for) is for threads.
     pub fn patience(mut self, patience: Duration) -> Connect<P> {
         self.patience = patience;
         self
@@ -93,7 +93,7 @@ impl<P: Proxy> Connect<P> {
         if patience.is_zero() {
             link.connect(u64::MAX)?;
         } else {
-            link.connect_patiently(deadline_ns(patience))?;
+            link.connect_patiently(deadline_ns(patience)).map_err(|error| gave_up(error, patience))?;
         }
         Ok(self.finish(link))
     }
@@ -123,6 +123,14 @@ impl<P: Proxy> Connect<P> {
     }
 }
 
+/// An absence that was waited out says so.
+fn gave_up(error: ConnectError, waited: Duration) -> ConnectError {
+    match error {
+        ConnectError::NotFound { name, .. } => ConnectError::NotFound { name, waited },
+        other => other,
+    }
+}
+
 fn deadline_ns(span: Duration) -> u64 {
     clock::now_ns().saturating_add(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX))
 }
@@ -142,12 +150,13 @@ impl<P: Proxy> Future for Connect<P> {
         });
         match attempt.outcome() {
             Some(Ok(())) => Poll::Ready(Ok(this.finish(link))),
-            Some(Err(error)) => Poll::Ready(Err(error)),
+            Some(Err(error)) => Poll::Ready(Err(gave_up(error, this.patience))),
             None => {
                 attempt.set_waker(cx.waker());
                 // The outcome may have come before the waker.
                 if let Some(outcome) = attempt.outcome() {
-                    return Poll::Ready(outcome.map(|()| this.finish(link)));
+                    let made = outcome.map(|()| this.finish(link));
+                    return Poll::Ready(made.map_err(|error| gave_up(error, this.patience)));
                 }
                 this.started = Some((link, Some(attempt)));
                 Poll::Pending
