@@ -133,13 +133,13 @@ impl Bus {
     ///
     /// # Errors
     ///
-    /// [`PublishError::AlreadyPublished`] when somebody publishes the name; see [`Bus::object`] for more choice.
+    /// [`PublishError::AlreadyPublished`] when somebody publishes the name; see [`Bus::publication`] for more choice.
     pub fn publish(&self, name: &str, object: impl Object) -> Result<Published, PublishError> {
-        self.object(name, object).publish()
+        self.publication(name, object).publish()
     }
 
     /// As [`publish`](Bus::publish), with rules of its own: who may call, how many workers, taking the name over.
-    pub fn object(&self, name: &str, object: impl Object) -> Publication {
+    pub fn publication(&self, name: &str, object: impl Object) -> Publication {
         Publication::new(self.clone(), name, Arc::new(object).table())
     }
 

@@ -31,7 +31,7 @@ use crate::sys::clock;
 ///
 /// let bus = Bus::in_memory();
 /// let _published = bus
-///     .object("counter", Counter)
+///     .publication("counter", Counter)
 ///     .workers(1) // one call at a time
 ///     .method_access("reset", Access::only().uid(0))
 ///     .publish()?;

@@ -43,7 +43,7 @@ fn send_and_exit(arguments: &[String]) -> ! {
 /// Publishes `relay`, whose methods call the probe.
 fn own_relay(arguments: &[String]) -> ! {
     let bus = bus_at(&arguments[0]);
-    let probe: Untyped = bus.proxy("probe").timeout(PATIENCE).wait().expect("the probe is there");
+    let probe: Untyped = bus.proxy("probe").call_timeout(PATIENCE).wait().expect("the probe is there");
     let (to_caller, to_held) = (probe.clone(), probe);
     let table = MethodTable::named("Relay")
         .method("caller", move || to_caller.call::<(), Caller>("caller", &()).wait().expect("it is served"))
@@ -436,7 +436,7 @@ fn calls_are_awaited_on_tokio() {
             n => tokio::runtime::Builder::new_multi_thread().worker_threads(n).build(),
         };
         runtime.expect("a runtime starts").block_on(async {
-            let connecting = place.bus().proxy("probe").timeout(PATIENCE);
+            let connecting = place.bus().proxy("probe").call_timeout(PATIENCE);
             let proxy: ProbeProxy = connecting.await.expect("the probe is there");
             let tasks: Vec<_> = (0..200_u64).map(|i| tokio::spawn(proxy.add_async(i, 1))).collect();
             for (i, task) in tasks.into_iter().enumerate() {

@@ -48,7 +48,7 @@ fn role() {
 }
 
 fn probe_at(directory: &str) -> ProbeProxy {
-    let connecting = bus_at(directory).proxy("probe").timeout(PATIENCE);
+    let connecting = bus_at(directory).proxy("probe").call_timeout(PATIENCE);
     connecting.wait().expect("the probe is published")
 }
 
@@ -183,7 +183,7 @@ fn remote<T>(result: Result<T, CallError<RemoteError>>) -> RemoteError {
 fn a_methods_own_errors_arrive() {
     let place = place();
     let _owner = shop(&place);
-    let shop: ShopProxy = place.bus().proxy("shop").timeout(PATIENCE).wait().unwrap();
+    let shop: ShopProxy = place.bus().proxy("shop").call_timeout(PATIENCE).wait().unwrap();
     assert_eq!(shop.buy(3).wait(), Ok(3));
     assert_eq!(shop.buy(10).wait(), Err(CallError::App(ShopError::SoldOut { left: 9 })));
     assert_eq!(block_on(shop.buy_later(0)), Err(CallError::App(ShopError::Closed("for ever".to_owned()))));
@@ -209,7 +209,7 @@ fn an_object_describes_itself() {
     let place = place();
     let _owner = shop(&place);
     let bus = place.bus();
-    let shop: ShopProxy = bus.proxy("shop").timeout(PATIENCE).wait().unwrap();
+    let shop: ShopProxy = bus.proxy("shop").call_timeout(PATIENCE).wait().unwrap();
     let description = shop.handle().describe().wait().unwrap();
     assert_eq!((description.type_name.as_str(), description.docs.as_str()), ("Shop", "A shop."));
     let text = description.to_string();
@@ -222,7 +222,7 @@ fn an_object_describes_itself() {
         assert!(text.contains(line), "`{line}` is not in\n{text}");
     }
     assert_eq!(block_on(shop.title()), Ok("corner".to_owned()));
-    let table: Untyped = bus.proxy("table").timeout(PATIENCE).wait().unwrap();
+    let table: Untyped = bus.proxy("table").call_timeout(PATIENCE).wait().unwrap();
     let text = table.handle().describe().wait().unwrap().to_string();
     assert!(text.contains("    /// The long side.\n    fn hypot(x: f64, y: f64) -> f64;"), "{text}");
     assert_eq!(table.property::<u8>("pi").wait(), Ok(3));
@@ -244,7 +244,7 @@ fn an_interface_takes_a_local_object_or_a_proxy() {
     }
     let place = place();
     let mut owner = shop(&place);
-    let proxy: CounterProxy = place.bus().proxy("counter").timeout(PATIENCE).wait().unwrap();
+    let proxy: CounterProxy = place.bus().proxy("counter").call_timeout(PATIENCE).wait().unwrap();
     let (here, there) = (block_on(work(&Local)), block_on(work(&proxy)));
     assert_eq!(here, there);
     assert_eq!(here, (Ok(6), Err(CounterError::Full), 7));
@@ -262,7 +262,7 @@ fn the_bus_errors_of_an_interface_are_the_callers_or_nested() {
     let place = place();
     let mut owner = shop(&place);
     let bus = place.bus();
-    let relay: RelayProxy = bus.proxy("relay").timeout(PATIENCE).wait().unwrap();
+    let relay: RelayProxy = bus.proxy("relay").call_timeout(PATIENCE).wait().unwrap();
     for returned in [Relay::buy(&relay, 1), block_on(Relay::buy_later(&relay, 1))] {
         // The method ran, whatever became of the call that it made.
         let Err(CallError::Nested { error, executed: Executed::Yes }) = returned else {
@@ -271,7 +271,7 @@ fn the_bus_errors_of_an_interface_are_the_callers_or_nested() {
         assert_eq!(error.kind, "objbus::CallError::NotFound");
         assert!(error.message.contains("nobody publishes `nobody`"), "{error}");
     }
-    let forwarder: ForwarderProxy = bus.proxy("forwarder").timeout(PATIENCE).wait().unwrap();
+    let forwarder: ForwarderProxy = bus.proxy("forwarder").call_timeout(PATIENCE).wait().unwrap();
     assert_eq!(remote(forwarder.forwarded(1).wait()).kind, "objbus::CallError::NotFound");
     owner.kill();
     let gone = Relay::buy(&relay, 1);

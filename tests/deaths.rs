@@ -57,7 +57,7 @@ fn role() {
 }
 
 fn caller(arguments: &[String]) -> ProbeProxy {
-    bus_at(&arguments[0]).proxy("probe").timeout(PATIENCE).wait().expect("the probe is there")
+    bus_at(&arguments[0]).proxy("probe").call_timeout(PATIENCE).wait().expect("the probe is there")
 }
 
 fn call_for_ever(arguments: &[String]) -> ! {
@@ -299,7 +299,7 @@ fn row_06_owner_killed_while_writing_the_response() {
         let place = place();
         let mut owner = start("writer", &[place.text()]);
         owner.expect("ready");
-        let writer: objbus::Untyped = place.bus().proxy("writer").timeout(PATIENCE).wait().unwrap();
+        let writer: objbus::Untyped = place.bus().proxy("writer").call_timeout(PATIENCE).wait().unwrap();
         let call = writer.call::<(), Slow>("slow", &());
         let (error, after) = kill_owner(&mut owner, call, |owner| owner.expect("writing"));
         assert_eq!(error, CallError::OwnerDied { executed: Executed::Unknown });

@@ -36,7 +36,8 @@ fn role() {
 
 /// Takes the name over, and ends when the next one has.
 fn owner(bus: &Bus) {
-    let published = bus.object("math", table()).replace().publish().expect("the present owner hands over");
+    let published =
+        bus.publication("math", table()).replace().publish().expect("the present owner hands over");
     say("published");
     wait_until("the name is handed over", || published.is_withdrawn());
     say(format!("drained {}", published.shutdown().wait(PATIENCE)));
@@ -100,7 +101,7 @@ fn hand_over_within(bus: &Bus) {
     let (calls, failures) = under_load(bus, |done| {
         for _ in 0..HANDOVERS {
             let_calls_pass(done);
-            let next = bus.object("math", table()).replace().publish().unwrap();
+            let next = bus.publication("math", table()).replace().publish().unwrap();
             let old = std::mem::replace(&mut present, next);
             wait_until("the old owner is told", || old.is_withdrawn());
             assert!(old.shutdown().wait(PATIENCE), "the old owner does not drain");
@@ -132,7 +133,7 @@ fn a_call_being_run_is_answered_by_the_old_owner() {
     let slow = math.call::<_, ()>("nap", &(200_u64,));
     let waiting = std::thread::spawn(move || slow.wait());
     wait_until("the call is out", || objbus::Proxy::handle(&math).in_flight() == 1);
-    let new = bus.object("math", table()).replace().publish().unwrap();
+    let new = bus.publication("math", table()).replace().publish().unwrap();
     wait_until("the old owner is told", || old.is_withdrawn());
     assert_eq!(pow(&math).wait(), Ok(8.0));
     assert_eq!(waiting.join().unwrap(), Ok(()));
@@ -144,7 +145,7 @@ fn a_call_being_run_is_answered_by_the_old_owner() {
 fn replacing_nobody_is_publishing() {
     let place = place();
     for bus in [place.bus(), Bus::in_memory()] {
-        let published = bus.object("math", table()).replace().publish().unwrap();
+        let published = bus.publication("math", table()).replace().publish().unwrap();
         let math: Untyped = bus.proxy("math").wait().unwrap();
         assert_eq!(pow(&math).wait(), Ok(8.0));
         assert!(!published.is_withdrawn());
@@ -170,12 +171,12 @@ fn rules_for_callers_do_not_keep_a_successor_out() {
     let place = place();
     let bus = place.bus();
     let full = Limits { lanes: 0, ..Limits::default() };
-    let closed = || bus.object("math", table()).access(Access::only()).limits(full.clone()).replace();
+    let closed = || bus.publication("math", table()).access(Access::only()).limits(full.clone()).replace();
     let first = closed().publish().unwrap();
     assert!(matches!(bus.proxy::<Untyped>("math").wait(), Err(ConnectError::PermissionDenied)));
     let second = closed().publish().unwrap();
     wait_until("the old owner is told", || first.is_withdrawn());
-    let third = bus.object("math", table()).replace().publish().unwrap();
+    let third = bus.publication("math", table()).replace().publish().unwrap();
     wait_until("the old owner is told", || second.is_withdrawn());
     let math: Untyped = bus.proxy("math").wait().unwrap();
     assert_eq!(math.call::<_, f64>("pow", &(2.0, 2.0)).wait(), Ok(4.0));
@@ -188,7 +189,7 @@ fn a_stopped_owner_is_not_succeeded_and_the_sentence_says_why() {
     let mut owner = start("undisturbed", &[place.text()]);
     owner.expect("ready");
     owner.signal(libc::SIGSTOP);
-    let refused = place.bus().object("math", table()).replace().publish().map(drop);
+    let refused = place.bus().publication("math", table()).replace().publish().map(drop);
     owner.signal(libc::SIGCONT);
     let sentence = refused.expect_err("nobody granted it").to_string();
     assert!(sentence.contains("did not answer: it may be stopped"), "{sentence}");

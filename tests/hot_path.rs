@@ -68,8 +68,8 @@ fn role() {
         say("ready");
         stay()
     }
-    let hot: HotProxy = bus.proxy("hot").timeout(PATIENCE).wait().expect("it is published");
-    let count: Untyped = bus.proxy("count").timeout(PATIENCE).wait().expect("it is published");
+    let hot: HotProxy = bus.proxy("hot").call_timeout(PATIENCE).wait().expect("it is published");
+    let count: Untyped = bus.proxy("count").call_timeout(PATIENCE).wait().expect("it is published");
     let allocations = || {
         let owners = count.call::<(), u64>("allocations", &()).wait().expect("it is served");
         ALLOCATIONS.load(Ordering::Relaxed) + owners

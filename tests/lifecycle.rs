@@ -134,7 +134,7 @@ fn a_closed_bus_serves_and_calls_no_more() {
     let place = place();
     let mut owner = owner(&place, &[]);
     let bus = place.bus();
-    let proxy: ProbeProxy = bus.proxy("probe").timeout(PATIENCE).wait().unwrap();
+    let proxy: ProbeProxy = bus.proxy("probe").call_timeout(PATIENCE).wait().unwrap();
     owner.stop();
     (0..10).for_each(|id| proxy.mark(id).send().unwrap());
     assert!(!bus.close(Duration::from_millis(50)), "one-way calls are not taken");
@@ -142,7 +142,7 @@ fn a_closed_bus_serves_and_calls_no_more() {
     let after = proxy.add(1, 1).wait().unwrap_err();
     assert_eq!(after.executed(), Executed::No, "{after:?}");
     let again = place.bus();
-    let proxy: ProbeProxy = again.proxy("probe").timeout(PATIENCE).wait().unwrap();
+    let proxy: ProbeProxy = again.proxy("probe").call_timeout(PATIENCE).wait().unwrap();
     (0..10).for_each(|id| proxy.mark(id).send().unwrap());
     assert!(again.close(PATIENCE), "all are taken");
     let watching = probe(&place);

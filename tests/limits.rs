@@ -117,7 +117,7 @@ fn row_16_callers_beyond_the_limit_are_told_so() {
     let place = place();
     let owners = place.bus();
     let limits = Limits { lanes: 3, ..Limits::default() };
-    let published = owners.object("math", table()).limits(limits).publish().unwrap();
+    let published = owners.publication("math", table()).limits(limits).publish().unwrap();
     let callers: Vec<Bus> = (0..4).map(|_| place.bus()).collect();
     let mut proxies: Vec<Untyped> =
         callers[..3].iter().map(|bus| bus.proxy("math").wait().unwrap()).collect();
@@ -135,7 +135,7 @@ fn row_16_callers_beyond_the_limit_are_told_so() {
 fn row_16_the_limit_holds_for_callers_that_come_at_once() {
     let place = place();
     let limits = Limits { lanes: 3, ..Limits::default() };
-    let published = place.bus().object("math", table()).limits(limits).publish().unwrap();
+    let published = place.bus().publication("math", table()).limits(limits).publish().unwrap();
     let callers: Vec<Bus> = (0..32).map(|_| place.bus()).collect();
     let start = Barrier::new(callers.len());
     let connect = |bus: &Bus| {

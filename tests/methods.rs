@@ -108,7 +108,8 @@ fn own_fragile(arguments: &[String]) -> ! {
     std::panic::set_hook(Box::new(|_| {}));
     let policy = if arguments.len() > 1 { PanicPolicy::Poison } else { PanicPolicy::Continue };
     let bus = bus_at(&arguments[0]);
-    let _published = bus.object("fragile", Fragile).on_panic(policy).publish().expect("the name is free");
+    let _published =
+        bus.publication("fragile", Fragile).on_panic(policy).publish().expect("the name is free");
     say("ready");
     stay()
 }
@@ -118,7 +119,7 @@ fn fragile(place: &Place, options: &[&str]) -> (Child, FragileProxy) {
     arguments.extend(options);
     let owner = start("fragile", &arguments);
     owner.expect("ready");
-    let connecting = place.bus().proxy("fragile").timeout(PATIENCE);
+    let connecting = place.bus().proxy("fragile").call_timeout(PATIENCE);
     (owner, connecting.wait().expect("it is published"))
 }
 
@@ -198,8 +199,8 @@ fn row_26_a_panic_in_the_drop_of_an_object_ends_no_thread_of_the_library() {
     let mut owner = start("doomed", &[place.text()]);
     owner.expect("ready");
     let bus = place.bus();
-    let fine: FragileProxy = bus.proxy("fragile").timeout(PATIENCE).wait().expect("it is published");
-    let doomed: Untyped = bus.proxy("doomed").timeout(PATIENCE).lazy().expect("the name is valid");
+    let fine: FragileProxy = bus.proxy("fragile").call_timeout(PATIENCE).wait().expect("it is published");
+    let doomed: Untyped = bus.proxy("doomed").call_timeout(PATIENCE).lazy().expect("the name is valid");
     for _ in 0..DROPS {
         owner.expect("doomed");
         assert_eq!(doomed.call::<(), Option<u32>>("number", &()).wait(), Ok(Some(13)));
@@ -242,7 +243,7 @@ fn own_ring(arguments: &[String]) -> ! {
     let bus = bus_at(&arguments[0]);
     let calling = bus.clone();
     let table = MethodTable::named("Ring").method("pass", move |rest: Vec<String>| pass(&calling, rest));
-    let publication = bus.object(&arguments[1], table);
+    let publication = bus.publication(&arguments[1], table);
     let publication = if arguments[2] == "exclusive" { publication.workers(1) } else { publication };
     let _published = publication.publish().expect("the name is free");
     say("ready");
@@ -255,7 +256,7 @@ fn pass(bus: &Bus, mut rest: Vec<String>) -> (String, u64) {
         return ("served".to_owned(), 0);
     }
     let next = rest.remove(0);
-    let proxy: Untyped = bus.proxy(&next).timeout(PATIENCE).wait().expect("it is published");
+    let proxy: Untyped = bus.proxy(&next).call_timeout(PATIENCE).wait().expect("it is published");
     let call = proxy.call::<_, (String, u64)>("pass", &(rest,));
     let began = Instant::now();
     match call.wait() {
@@ -278,7 +279,7 @@ fn ring(kind: &str, way: &[&str], timeout: Duration) -> Ring {
     names.dedup();
     let owners: Vec<_> = names.iter().map(|name| start("ring", &[place.text(), name, kind])).collect();
     owners.iter().for_each(|owner| owner.expect("ready"));
-    let first = place.bus().proxy(way[0]).timeout(timeout).wait().expect("it is published");
+    let first = place.bus().proxy(way[0]).call_timeout(timeout).wait().expect("it is published");
     Ring { first, _owners: owners, _place: place }
 }
 
@@ -354,7 +355,7 @@ impl Serialize for Odd {
 fn row_41_an_encoder_that_panics_blocks_or_reenters() {
     let place = place();
     let _owner = owner(&place, &[]);
-    let proxy: Untyped = place.bus().proxy("probe").timeout(PATIENCE).wait().unwrap();
+    let proxy: Untyped = place.bus().proxy("probe").call_timeout(PATIENCE).wait().unwrap();
     *PROXY.lock().unwrap() = Some(proxy.clone());
     let key_of_u64 = |odd: Odd| proxy.call::<_, u64>("mark", &(odd,));
     let blocked = {

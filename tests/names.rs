@@ -74,7 +74,7 @@ fn row_19_of_a_hundred_starters_over_a_stale_socket_one_wins() {
     let mut starters: Vec<_> = (0..100).map(|_| start("starter", &[place.text()])).collect();
     starters.iter().for_each(|starter| starter.expect("ready"));
     let bus = place.bus();
-    let lazy: Untyped = bus.proxy("math").timeout(PATIENCE).lazy().unwrap();
+    let lazy: Untyped = bus.proxy("math").call_timeout(PATIENCE).lazy().unwrap();
     // While they fight for the name, a caller sees nobody or the winner, never a dead socket.
     let pids: Vec<_> = starters.iter().map(Child::pid).collect();
     let seen = std::thread::spawn(move || {

@@ -51,7 +51,7 @@ fn row_34_who_waits_for_an_absent_owner_is_served_when_it_comes() {
     let place = place();
     let mut first = math_owner(&place);
     let bus = place.bus();
-    let math: Untyped = bus.proxy("math").absent(Absent::Wait).timeout(PATIENCE).wait().unwrap();
+    let math: Untyped = bus.proxy("math").absent(Absent::Wait).call_timeout(PATIENCE).wait().unwrap();
     assert_eq!(pow(&math).wait(), Ok(8.0));
     first.kill();
     wait_until("the death is known", || !math.handle().is_connected());
@@ -75,7 +75,7 @@ fn row_34_who_waits_for_an_absent_owner_is_served_when_it_comes() {
 fn row_34_tasks_that_wait_together_each_keep_their_own_deadline() {
     let place = place();
     let bus = place.bus();
-    let lazy = |policy| bus.proxy::<Untyped>("math").absent(policy).timeout(PATIENCE).lazy().unwrap();
+    let lazy = |policy| bus.proxy::<Untyped>("math").absent(policy).call_timeout(PATIENCE).lazy().unwrap();
     let (patient, impatient) = (lazy(Absent::Wait), lazy(Absent::Fail));
     let connect = bus.proxy::<Untyped>("math").patience(PATIENCE);
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
@@ -105,7 +105,7 @@ fn a_stopped_owner_holds_up_nobody_beyond_the_deadline() {
     let owner = math_owner(&place);
     owner.stop();
     let bus = place.bus();
-    let math: Untyped = bus.proxy("math").timeout(Duration::from_millis(100)).lazy().unwrap();
+    let math: Untyped = bus.proxy("math").call_timeout(Duration::from_millis(100)).lazy().unwrap();
     let call = || {
         let began = Instant::now();
         assert_eq!(pow(&math).wait(), Err(CallError::DeadlineExceeded { executed: Executed::No }));

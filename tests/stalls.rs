@@ -50,7 +50,7 @@ fn role() {
 }
 
 fn probe_at(arguments: &[String]) -> ProbeProxy {
-    bus_at(&arguments[0]).proxy("probe").timeout(PATIENCE).wait().expect("the probe is there")
+    bus_at(&arguments[0]).proxy("probe").call_timeout(PATIENCE).wait().expect("the probe is there")
 }
 
 /// As many calls as can be in flight, all of them begun and waiting for the gate.
@@ -328,7 +328,7 @@ fn row_39_a_method_that_is_slow_for_once_hides_no_call_of_the_same_process() {
         .method("pass", pass)
         .method("knock", move || knocked.fetch_add(1, Ordering::SeqCst) as u64);
     let _published = place.bus().publish("door", table).unwrap();
-    let proxy: Untyped = place.bus().proxy("door").timeout(PATIENCE).wait().unwrap();
+    let proxy: Untyped = place.bus().proxy("door").call_timeout(PATIENCE).wait().unwrap();
     let knock = || proxy.call::<_, u64>("knock", &()).timeout(Duration::from_secs(5));
     for round in 0..15 {
         gate.open();
@@ -367,10 +367,10 @@ fn row_39_turns_that_come_at_once_are_taken_at_once() {
             inside.fetch_add(1, Ordering::SeqCst);
             gates[gate as usize].pass();
         });
-        place.bus().object(&format!("turns-{i}"), table).workers(1).publish().unwrap()
+        place.bus().publication(&format!("turns-{i}"), table).workers(1).publish().unwrap()
     };
     let _published: Vec<_> = (0..OBJECTS).map(publish).collect();
-    let connect = |i| place.bus().proxy(&format!("turns-{i}")).timeout(PATIENCE).wait().unwrap();
+    let connect = |i| place.bus().proxy(&format!("turns-{i}")).call_timeout(PATIENCE).wait().unwrap();
     let proxies: Vec<Untyped> = (0..OBJECTS).map(connect).collect();
     for round in 0..100 {
         let mut calls: Vec<_> = Vec::new();

@@ -51,7 +51,7 @@ fn stranger(directory: &str) {
                 format!("{:?}", open(STRANGER).unwrap().proxy::<Untyped>("math").wait().map(drop))
             }
             "publish" => format!("{:?}", bus.publish("mine", table()).map(drop)),
-            "replace" => format!("{:?}", bus.object("math", table()).replace().publish().map(drop)),
+            "replace" => format!("{:?}", bus.publication("math", table()).replace().publish().map(drop)),
             "as if private" => format!("{:?}", bus_in(directory)),
             other => panic!("no line {other}"),
         };
@@ -79,7 +79,7 @@ fn row_20_an_admitted_stranger_calls_and_does_nothing_else() {
     }
     let place = place();
     let bus = Bus::builder().directory(place.path()).admit(STRANGER).open().unwrap();
-    let rules = bus.object("math", table()).method_access("nap", Access::only().uid(0));
+    let rules = bus.publication("math", table()).method_access("nap", Access::only().uid(0));
     let published = rules.publish().unwrap();
     let mut stranger = start("stranger", &[place.text()]);
     stranger.expect("ready");

@@ -31,7 +31,7 @@ use crate::wire::key::name_hash;
 /// let limits = Limits { in_flight: 8, in_flight_bytes: 1 << 20, ..Limits::default() };
 /// let table = MethodTable::named("Texts").method("len", |text: String| text.len() as u64);
 /// let bus = Bus::in_memory();
-/// let _published = bus.object("texts", table).limits(limits).publish()?;
+/// let _published = bus.publication("texts", table).limits(limits).publish()?;
 ///
 /// let texts: Untyped = bus.proxy("texts").wait()?;
 /// assert_eq!(texts.call::<_, u64>("len", &("short",)).wait()?, 5);

@@ -26,7 +26,7 @@ use crate::sys::clock;
 /// use std::time::Duration;
 ///
 /// // Whoever publishes it may still be starting.
-/// let clock: ClockProxy = bus.proxy("clock").timeout(Duration::from_secs(1)).wait_for(Duration::from_secs(10))?;
+/// let clock: ClockProxy = bus.proxy("clock").call_timeout(Duration::from_secs(1)).wait_for(Duration::from_secs(10))?;
 /// assert_eq!(clock.ticks().wait()?, 0);
 /// # Ok(()) }
 /// ```
@@ -56,7 +56,7 @@ impl<P: Proxy> Connect<P> {
     }
 
     /// How long each call of this proxy may take; the bus's default otherwise.
-    pub fn timeout(mut self, timeout: Duration) -> Connect<P> {
+    pub fn call_timeout(mut self, timeout: Duration) -> Connect<P> {
         self.style.timeout = timeout;
         self
     }

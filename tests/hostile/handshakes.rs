@@ -49,7 +49,7 @@ fn fault_12_an_owner_of_another_version_cannot_hand_over() {
     let bus = place.bus();
     let listener = owner::listen(&place, "math");
     let table = objbus::MethodTable::named("Math").method("one", || 1_u8);
-    let publishing = std::thread::spawn(move || bus.object("math", table).replace().publish().map(drop));
+    let publishing = std::thread::spawn(move || bus.publication("math", table).replace().publish().map(drop));
     let (socket, heard) = owner::accept_and_hear(&listener);
     assert_eq!(heard.map(|(replace, _)| replace), Some(message(1, &[3])));
     send(&socket, &message(7, &[2, 6]), &[]).unwrap();

@@ -217,7 +217,7 @@ pub fn own(arguments: &[String]) -> ! {
         let log = File::options().create(true).append(true).open(path);
         probe.log = Some(log.expect("the log can be opened"));
     }
-    let mut publication = bus.object(&arguments[1], probe);
+    let mut publication = bus.publication(&arguments[1], probe);
     for option in &arguments[2..] {
         publication =
             match option.split_once('=').unwrap_or((option, "")) {
@@ -288,7 +288,7 @@ pub fn owner_of(place: &super::Place, name: &str, options: &[&str]) -> Child {
 
 /// A proxy of it over a bus, and so a lane, of its own, with a time-out no test comes near.
 pub fn probe(place: &super::Place) -> ProbeProxy {
-    let connecting = place.bus().proxy("probe").timeout(super::PATIENCE);
+    let connecting = place.bus().proxy("probe").call_timeout(super::PATIENCE);
     connecting.wait().expect("the probe is published")
 }
 
