@@ -233,6 +233,12 @@ fn an_object_describes_itself() {
     assert!(
         matches!(unknown, Err(CallError::UnknownMethod { method, executed: Executed::No }) if method == "tau")
     );
+    // A name from elsewhere, gone before the call is made; the next call in its memory has its own.
+    let made = table.call::<(), u8>(&["ta", "u"].concat(), &());
+    assert!(format!("{made:?}").contains("\"tau\""), "{made:?}");
+    assert!(matches!(made.wait(), Err(CallError::UnknownMethod { method, .. }) if method == "tau"));
+    let typed = shop.buy(1);
+    assert!(format!("{typed:?}").contains("\"buy\""), "{typed:?}");
     let other = table.call::<(), u64>("pi", &()).wait();
     assert!(matches!(other, Err(CallError::SchemaMismatch { method, .. }) if method == "pi"));
 }

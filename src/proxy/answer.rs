@@ -4,6 +4,7 @@ use std::mem::MaybeUninit;
 
 use serde::de::DeserializeOwned;
 
+use super::call::MethodName;
 use super::link::Link;
 use crate::error::{BusError, CallError, Executed};
 use crate::parcels::{News, UnpackError};
@@ -90,7 +91,7 @@ impl Answer {
         &self,
         link: &Link,
         key: u64,
-        method: &'static str,
+        method: &MethodName,
     ) -> Result<T, CallError<E>> {
         let budget = link.bus.budget();
         let decoded = match self.status {
@@ -104,20 +105,20 @@ impl Answer {
     }
 
     #[cold]
-    fn refusal(&self, link: &Link, key: u64, method: &'static str) -> BusError {
+    fn refusal(&self, link: &Link, key: u64, method: &MethodName) -> BusError {
         let Some(refused) = Refused::decode(self.body()).filter(|_| self.status == Status::Refused) else {
             return CallError::BadResponse {
                 reason: "the owner's refusal cannot be read".to_owned(),
                 executed: Executed::Unknown,
             };
         };
-        refused.into_error(|| unknown_key(link, key, method))
+        refused.into_error(|| unknown_key(link, key, method.as_str()))
     }
 }
 
 /// The object does not have our key: has it none of the method's name, or one built with other types?
 #[cold]
-fn unknown_key(link: &Link, ours: u64, method: &'static str) -> BusError {
+fn unknown_key(link: &Link, ours: u64, method: &str) -> BusError {
     let theirs = link.with_lane(|lane| lane.keys.get(&name_hash(method)).copied()).flatten();
     let (method, executed) = (method.to_owned(), Executed::No);
     match theirs {

@@ -83,7 +83,7 @@ thread_local! {
 /// A request, ready to be sent as often as it takes to find an owner that begins it.
 pub(crate) struct Prepared {
     pub key: u64,
-    pub method: &'static str,
+    pub method: MethodName,
     pub body: RequestBuffer,
     pub len: u32,
     pub flags: u8,
@@ -93,6 +93,22 @@ pub(crate) struct Prepared {
     pub absent: Absent,
     /// Fails with `Overloaded` rather than wait for a slot.
     pub immediate: bool,
+}
+
+/// The name of a method, for errors.
+#[derive(Debug)]
+pub(crate) struct MethodName {
+    /// As the program's text has it; empty where the call was given one.
+    fixed: &'static str,
+    /// What is left of an earlier call's, if `fixed` is not empty: its memory is used again.
+    given: String,
+}
+
+impl MethodName {
+    #[cold]
+    pub fn as_str(&self) -> &str {
+        if self.fixed.is_empty() { &self.given } else { self.fixed }
+    }
 }
 
 /// How a proxy calls, copied into each call.
@@ -106,7 +122,7 @@ impl Parts {
     fn blank() -> Box<Parts> {
         let request = Prepared {
             key: 0,
-            method: "",
+            method: MethodName { fixed: "", given: String::new() },
             body: RequestBuffer::new(),
             len: 0,
             flags: 0,
@@ -143,7 +159,7 @@ impl RawCall {
         let mut parts = spare.unwrap_or_else(Parts::blank);
         let request = &mut parts.request;
         request.key = key;
-        request.method = method;
+        request.method.fixed = method;
         request.timeout = style.timeout;
         request.absent = style.absent;
         RawCall { link: Arc::clone(link), parts: ManuallyDrop::new(parts) }
@@ -277,6 +293,21 @@ impl<T: DeserializeOwned + 'static, E: OwnError> Call<T, E> {
         Call { raw, returns: PhantomData }
     }
 
+    /// As [`new`](Self::new), of a method whose name need not outlive the call.
+    pub(crate) fn named<A: Serialize + ?Sized>(
+        link: &Arc<Link>,
+        key: u64,
+        method: &str,
+        style: Style,
+        arguments: &A,
+    ) -> Call<T, E> {
+        let mut call = Call::new(link, key, "", style, arguments);
+        let given = &mut call.raw.parts.request.method.given;
+        given.clear();
+        given.push_str(method);
+        call
+    }
+
     /// Sends the call and blocks until its result is there, or the time-out is over. Connects first if there is no connection, and
     /// waits for a slot if 64 calls are in flight; both count towards the time-out.
     ///
@@ -287,7 +318,7 @@ impl<T: DeserializeOwned + 'static, E: OwnError> Call<T, E> {
     pub fn wait(mut self) -> Result<T, CallError<E>> {
         let mut answer = Answer::blank();
         self.raw.wait(&mut answer).map_err(BusError::widen)?;
-        answer.decode(&self.raw.link, self.raw.parts.request.key, self.raw.parts.request.method)
+        answer.decode(&self.raw.link, self.raw.parts.request.key, &self.raw.parts.request.method)
     }
 
     /// As [`wait`](Call::wait), but `Overloaded` at once where the call would have to wait for one of the caller's 64 in
@@ -359,7 +390,7 @@ impl<T: DeserializeOwned + 'static, E: OwnError> Future for Call<T, E> {
         let raw = &mut self.get_mut().raw;
         let mut answer = Answer::blank();
         raw.poll(cx, &mut answer).map(|result| match result {
-            Ok(()) => answer.decode(&raw.link, raw.parts.request.key, raw.parts.request.method),
+            Ok(()) => answer.decode(&raw.link, raw.parts.request.key, &raw.parts.request.method),
             Err(error) => Err(error.widen()),
         })
     }
@@ -369,7 +400,7 @@ impl<T, E> std::fmt::Debug for Call<T, E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Call")
             .field("object", &self.raw.link.name)
-            .field("method", &self.raw.parts.request.method)
+            .field("method", &self.raw.parts.request.method.as_str())
             .finish()
     }
 }

@@ -133,7 +133,7 @@ impl Untyped {
     /// A call of the method `name` with a tuple of arguments, which cannot fail by itself.
     pub fn call<A: Arguments, T: Type + DeserializeOwned + 'static>(
         &self,
-        name: &'static str,
+        name: &str,
         arguments: &A,
     ) -> Call<T> {
         self.try_call::<A, T, std::convert::Infallible>(name, arguments)
@@ -142,15 +142,15 @@ impl Untyped {
     /// A call of the method `name` that may return an error of its own.
     pub fn try_call<A: Arguments, T: Type + DeserializeOwned + 'static, E: OwnError>(
         &self,
-        name: &'static str,
+        name: &str,
         arguments: &A,
     ) -> Call<T, E> {
         let key = method_key_of::<A, T, E>(name);
-        Call::new(&self.handle.link, key, name, self.handle.style, arguments)
+        Call::named(&self.handle.link, key, name, self.handle.style, arguments)
     }
 
     /// Reads the property `name`.
-    pub fn property<T: Type + DeserializeOwned + 'static>(&self, name: &'static str) -> Call<T> {
+    pub fn property<T: Type + DeserializeOwned + 'static>(&self, name: &str) -> Call<T> {
         self.call::<(), T>(name, &())
     }
 }
