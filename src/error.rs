@@ -496,7 +496,7 @@ pub enum PublishError {
     NoFds,
     /// No memory is left.
     NoMemory,
-    /// The object is not publishable: two of its methods share a name, or it has too many.
+    /// The object is not publishable: it has no methods or too many, or two of them share a name.
     BadObject {
         /// What is wrong with it.
         reason: String,

@@ -360,7 +360,7 @@ mod tests {
         let listening = Listening::default();
         tracing::subscriber::with_default(listening.clone(), || {
             let bus = Bus::in_memory();
-            let _quiet = bus.publish("quiet", MethodTable::named("Nothing")).unwrap();
+            let _quiet = bus.publish("quiet", MethodTable::named("Quiet").method("hush", || ())).unwrap();
             assert_eq!(*listening.0.lock(), Vec::<String>::new(), "panics unwind here");
             warn_that_panics_abort("first");
             warn_that_panics_abort("second");

@@ -247,6 +247,27 @@ fn a_call_never_sent_does_nothing() {
 }
 
 #[test]
+fn a_call_that_was_ready_is_not_sent_again() {
+    let place = place();
+    let _owner = owner(&place, &[]);
+    let proxy = probe(&place);
+    fn again<T: serde::de::DeserializeOwned + 'static>(mut call: objbus::Call<T>) -> Result<T, CallError> {
+        let given = block_on(&mut call);
+        let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(poll_once(&mut call))));
+        let waited = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(call.wait())));
+        for panic in [polled.unwrap_err(), waited.unwrap_err()] {
+            let sentence = panic.downcast_ref::<&str>().expect("a sentence");
+            assert!(sentence.contains("polled after completion"), "{sentence}");
+        }
+        given
+    }
+    assert!(again(proxy.mark(1)).is_ok());
+    let large = vec![0; (256 << 20) + 1];
+    assert!(matches!(again(proxy.echo(&large)), Err(CallError::TooLarge { executed: Executed::No, .. })));
+    assert_eq!(proxy.runs().wait(), Ok(1));
+}
+
+#[test]
 fn a_dropped_call_is_cancelled() {
     let place = place();
     let owner = owner(&place, &[]);

@@ -205,8 +205,11 @@ impl MethodTable {
     ///
     /// # Errors
     ///
-    /// A sentence when two methods share a name or a key, or there are more than 65,536.
+    /// A sentence when there are no methods, two of them share a name or a key, or there are more than 65,536.
     pub(crate) fn check(&self) -> Result<(), String> {
+        if self.methods.is_empty() {
+            return Err("there is nothing to call: give it a method".to_owned());
+        }
         if self.methods.len() > MOST_METHODS {
             return Err(format!("it has {} methods, more than {MOST_METHODS}", self.methods.len()));
         }

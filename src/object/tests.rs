@@ -312,6 +312,13 @@ fn closures_and_macros_agree_on_keys() {
 }
 
 #[test]
+fn an_object_without_methods_is_refused() {
+    let empty = MethodTable::named("Empty");
+    let refused = crate::Bus::in_memory().publish("empty", empty).unwrap_err();
+    assert!(refused.to_string().contains("nothing to call"), "{refused}");
+}
+
+#[test]
 fn two_methods_of_one_name_are_refused() {
     let twice = math().method("pow", |x: u8| x);
     assert_eq!(twice.check(), Err("it has two methods `pow`".to_owned()));

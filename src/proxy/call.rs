@@ -33,6 +33,8 @@ use crate::wire::output::{EncodeError, Encoded, encode_request};
 /// another thread, spawn it. Dropped before it is sent, it does nothing; dropped after, it cancels the call:
 /// a call that has not begun never will, a running one sees [`CallContext::cancelled`](crate::CallContext::cancelled).
 ///
+/// As a future it panics when it is polled after it was ready, and likewise when it is then waited for or sent: it is one call.
+///
 /// `E` is the method's own error; see [`CallError`].
 ///
 /// ```
@@ -214,6 +216,7 @@ impl RawCall {
     fn poll(&mut self, cx: &mut Context<'_>, answer: &mut Answer) -> Poll<Result<(), BusError>> {
         let Parts { request, flight, failure } = &mut **self.parts;
         if let Some(failure) = failure.take() {
+            flight.end_unsent();
             return Poll::Ready(Err(*failure));
         }
         flight.poll(&self.link, request, cx, answer)

@@ -110,6 +110,7 @@ impl Flight {
         if self.is_out() {
             self.leave_task(link)?;
         }
+        self.expect_not_ended();
         loop {
             let (port, slot, sent) = match self.state {
                 State::Out { port, slot, sent } => (port, slot, sent),
@@ -127,6 +128,22 @@ impl Flight {
                 },
             }
         }
+    }
+
+    /// A call whose result was given is never sent again.
+    ///
+    /// # Panics
+    ///
+    /// If the call has ended.
+    #[inline(always)]
+    fn expect_not_ended(&self) {
+        assert!(!matches!(self.state, State::Ended), "`Call` polled after completion");
+    }
+
+    /// The result is about to be given, without the call having been sent.
+    #[cold]
+    pub fn end_unsent(&mut self) {
+        self.state = State::Ended;
     }
 
     /// Takes a slot and puts the request into the ring.
@@ -353,6 +370,7 @@ impl Flight {
         if self.is_out() {
             self.leave_task(link)?;
         }
+        self.expect_not_ended();
         let (port, slot, sent) = match self.state {
             State::Out { port, slot, sent } => (port, slot, sent),
             _ => self.start(link, request)?,

@@ -213,6 +213,6 @@ fn fault_20_nothing_is_sent_to_an_owner_of_another_user() {
     let answer = bus.proxy::<Untyped>("squatted").wait().map(drop);
     assert_eq!(answer, Err(ConnectError::WrongOwnerUid { uid: STRANGER }));
     squatter.expect("silence");
-    let publish = || bus.publish("other", MethodTable::named("Other"));
+    let publish = || bus.publish("other", MethodTable::named("Other").method("one", || 1_u8));
     assert!(publish().is_ok(), "other names in the directory work");
 }

@@ -32,6 +32,7 @@ impl Flight {
         cx: &mut Context<'_>,
         answer: &mut Answer,
     ) -> Poll<Result<(), BusError>> {
+        self.expect_not_ended();
         self.start_clock(request.timeout);
         loop {
             if link.is_foreign() {
@@ -88,6 +89,7 @@ impl Flight {
 
     fn done(&mut self, link: &Arc<Link>, result: Result<(), BusError>) -> Poll<Result<(), BusError>> {
         self.stop_waiting(link);
+        self.state = State::Ended;
         Poll::Ready(result)
     }
 
