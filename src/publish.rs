@@ -339,7 +339,7 @@ mod tests {
     #[test]
     fn a_shutdown_keeps_one_waker_however_often_it_is_polled() {
         let bus = Bus::in_memory();
-        let published = bus.publish("busy", MethodTable::named("Nothing")).unwrap();
+        let published = bus.publish("busy", MethodTable::named("Busy").method("nop", || ())).unwrap();
         let hosted = Arc::clone(&published.hosted);
         hosted.begin_background();
         let mut shutdown = published.shutdown();

@@ -36,8 +36,7 @@ fn role() {
         }
         "sends and stays" => {
             let proxy = probe_at(&arguments);
-            let mut calls: Vec<_> = (0..SLOTS).map(|_| proxy.echo(&[1; 10_000])).collect();
-            calls.iter_mut().for_each(|call| drop(poll_once(call)));
+            let calls: Vec<_> = (0..SLOTS).map(|_| proxy.echo(&[1; 10_000]).started()).collect();
             say("sent");
             hear();
             let sent = calls.len();

@@ -316,11 +316,11 @@ impl Hosted {
             if self.closing.compare_exchange(OPEN, how, Ordering::SeqCst, Ordering::Relaxed).is_err() {
                 return;
             }
+            // Under the lock that a lane's end takes before its socket's: a caller that finds the socket ended finds why, though
+            // a worker may have seen above that the object closes, and settled the lane, before this loop comes to it.
+            lanes.values().for_each(|lane| lane.announce_closing(how));
             lanes.values().cloned().collect()
         };
-        for lane in &lanes {
-            lane.announce_closing(how);
-        }
         if how == CLOSING {
             self.permits.drain().into_iter().for_each(dispatch::refuse_withdrawn);
         }

@@ -253,10 +253,7 @@ impl OwnerLane {
     pub fn announce_closing(&self, how: u32) {
         debug_assert!(how == CLOSING || how == REPLACED);
         debug_assert_ne!(how, OPEN);
-        // One that broke the protocol was told so.
-        if self.is_open() {
-            self.ring.close(how);
-        }
+        self.ring.close(how);
     }
 
     /// Frees what the engine holds of the lane and ends the socket for every process that has it.

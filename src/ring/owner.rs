@@ -219,9 +219,14 @@ impl OwnerRing {
         !self.has_request()
     }
 
-    /// Says that no new calls are taken ([`CLOSING`] or [`REPLACED`]).
+    /// Says that no new calls are taken: [`CLOSING`], [`REPLACED`], or [`BROKEN`], which neither of the others takes back.
     pub fn close(&self, how: u32) {
-        self.response().closing.store(how, Ordering::Release);
+        let closing = &self.response().closing;
+        if how == BROKEN {
+            closing.store(how, Ordering::Release);
+        } else {
+            let _ = closing.compare_exchange(OPEN, how, Ordering::Release, Ordering::Relaxed);
+        }
         fence(Ordering::SeqCst);
     }
 
