@@ -39,10 +39,14 @@ fn lingering() -> (OwnedFd, TcpStream) {
     (ours.into(), theirs)
 }
 
-/// Sends `message` with `fds`, which are the receiver's alone after it.
-fn part_with(socket: &OwnedFd, message: &[u8], fds: Vec<OwnedFd>) {
+/// Sends `message` with `fds`, which are the receiver's alone after it: it stands still until they are closed here, since a
+/// quicker one would leave the last close, and its hour, to us.
+fn part_with(receiver: &Child, socket: &OwnedFd, message: &[u8], fds: Vec<OwnedFd>) {
+    receiver.stop();
     let borrowed: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
     send(socket, message, &borrowed).unwrap();
+    drop(fds);
+    receiver.signal(libc::SIGCONT);
 }
 
 #[test]
@@ -53,13 +57,13 @@ fn fault_35_descriptors_that_block_who_closes_them_hold_up_nobody_else() {
     let mut next = |count: usize| -> Vec<_> { fds.by_ref().take(count).collect() };
     // In a handshake: in the place of the memory, too many of them, and with a message that takes none.
     for (body, count) in [(hello(LAYOUT), 1), (hello(LAYOUT), 3), (vec![3], 1)] {
-        part_with(&dial(&victim.path()), &message(1, &body), next(count));
+        part_with(&victim.process, &dial(&victim.path()), &message(1, &body), next(count));
     }
     // On a lane: in the place of a segment, beyond every limit, and with a message that takes none.
     let announcement = |len: u64| [&[2][..], &1_u32.to_le_bytes(), &len.to_le_bytes()].concat();
     for message in [announcement(4096), announcement(u64::MAX), vec![1]] {
         let caller = Caller::connect(&victim.path());
-        part_with(&caller.socket, &message, next(1));
+        part_with(&victim.process, &caller.socket, &message, next(1));
         caller.expect_broken("a descriptor that is no memory");
     }
     victim.expect_unharmed();
