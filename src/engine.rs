@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::AsFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
@@ -15,6 +14,7 @@ use rustix::event::epoll;
 use rustix::io::Errno;
 
 use crate::owner::pool::Pool;
+use crate::panics::contain;
 use crate::peer::Peers;
 use crate::sys::eventfd::Doorbell;
 use crate::sys::fd::Fd;
@@ -186,7 +186,7 @@ impl Engine {
                 let source = self.sources.lock().get(&Token(data)).cloned();
                 if let Some(source) = source {
                     // A waker of the user's may panic in here; the watcher goes on for everybody else.
-                    let _ = catch_unwind(AssertUnwindSafe(|| source.ready(self, flags)));
+                    contain(|| source.ready(self, flags));
                 }
             }
         }
@@ -207,7 +207,7 @@ impl Engine {
             }
             let alarm = entry.remove();
             drop(alarms);
-            let _ = catch_unwind(AssertUnwindSafe(|| alarm(self)));
+            contain(|| alarm(self));
         }
     }
 }

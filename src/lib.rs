@@ -75,6 +75,8 @@ mod object;
 #[cfg(not(loom))]
 mod owner;
 #[cfg(not(loom))]
+mod panics;
+#[cfg(not(loom))]
 mod parcels;
 #[cfg(not(loom))]
 mod park;

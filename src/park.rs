@@ -1,21 +1,18 @@
 //! A thread that waits like a task does: asleep until its waker is used or its time is up.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
+use crate::panics::contain;
 use crate::sys::clock;
 
 /// Wakes all of them, even if one panics; not to be called under a lock.
 pub(crate) fn wake_all(wakers: impl IntoIterator<Item = Waker>) {
     for waker in wakers {
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
-            // Dropping what was thrown may throw again.
-            std::mem::forget(panic);
-        }
+        contain(|| waker.wake());
     }
 }
 

@@ -20,6 +20,7 @@ use crate::blob::arena::Chunk;
 use crate::blob::limit::{Charge, NoMemory};
 use crate::error::Executed;
 use crate::object::{AsyncInvocation, Completed, Handler, Invocation, PooledFuture, Refusal, RequestBody};
+use crate::panics::contain;
 use crate::parcels::{News, PackError, UnpackError};
 use crate::ring::layout::{NO_CPU, RESPONSE_BODY, RequestMeta, ResponseMeta, Spill};
 use crate::ring::owner::Request;
@@ -522,10 +523,7 @@ fn panicked(object: &Hosted, panic: Box<dyn Any + Send>) -> Refused {
         (_, Some(message)) => message.clone(),
         _ => "a value that is no text".to_owned(),
     };
-    // Dropping what was thrown may throw again; then it is leaked, which is all that can be done.
-    if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
-        std::mem::forget(again);
-    }
+    contain(|| drop(panic));
     object.note_panic(&message);
     Refused::Panicked(message)
 }

@@ -1,7 +1,6 @@
 //! One published object: its methods, its rules, and the lanes of its callers.
 
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::task::Waker;
@@ -16,6 +15,7 @@ use crate::access::Access;
 use crate::bus::BusInner;
 use crate::engine::Engine;
 use crate::object::MethodTable;
+use crate::panics::contain;
 use crate::park::wake_all;
 use crate::ring::layout::{CLOSING, OPEN, REPLACED};
 use crate::sys::socket::Credentials;
@@ -336,14 +336,18 @@ impl Hosted {
 
     /// Polls the async methods that `lane`'s caller has given up once more, so that they end.
     pub fn cancel_withdrawn(&self, lane: &OwnerLane) {
-        let tasks: Vec<_> = self.tasks.lock().values().filter_map(Weak::upgrade).collect();
-        tasks.iter().filter(|task| task.is_of(lane) && task.is_withdrawn(lane)).for_each(Task::schedule);
+        self.tasks_of(lane).iter().filter(|task| task.is_withdrawn(lane)).for_each(Task::schedule);
     }
 
     /// Lets the async methods of `lane`, which is abandoned, run until their deadlines only.
     pub fn end_abandoned(&self, lane: &OwnerLane) {
+        self.tasks_of(lane).iter().for_each(Task::end_at_deadline);
+    }
+
+    /// The async methods under way for `lane`'s caller. Without the lock, under which none of them may be dropped.
+    fn tasks_of(&self, lane: &OwnerLane) -> Vec<Arc<Task>> {
         let tasks: Vec<_> = self.tasks.lock().values().filter_map(Weak::upgrade).collect();
-        tasks.iter().filter(|task| task.is_of(lane)).for_each(Task::end_at_deadline);
+        tasks.into_iter().filter(|task| task.is_of(lane)).collect()
     }
 
     /// Frees spilled answers that callers have copied out, when memory is short.
@@ -357,10 +361,7 @@ impl Drop for Hosted {
     fn drop(&mut self) {
         let table = std::mem::replace(&mut self.table, MethodTable::named(""));
         // With it may go the object itself, on whichever thread held it last, a worker's or the watcher's.
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(table))) {
-            // Dropping what was thrown may throw again.
-            std::mem::forget(panic);
-        }
+        contain(|| drop(table));
     }
 }
 

@@ -212,7 +212,7 @@ impl OwnerLane {
     pub fn keep_spilled(&self, slot: usize, wanted: u32, chunk: Chunk, charge: Charge) {
         self.has_spilled.store(true, Ordering::Relaxed);
         let mut spilled = self.spilled.lock();
-        spilled.retain(|slot, answer| self.ring.released(*slot) != answer.wanted);
+        self.drop_taken(&mut spilled);
         spilled.insert(slot, Spilled { wanted, _chunk: chunk, _charge: charge });
     }
 
@@ -221,7 +221,11 @@ impl OwnerLane {
         if !self.has_spilled.load(Ordering::Relaxed) {
             return;
         }
-        self.spilled.lock().retain(|slot, answer| self.ring.released(*slot) != answer.wanted);
+        self.drop_taken(&mut self.spilled.lock());
+    }
+
+    fn drop_taken(&self, spilled: &mut HashMap<usize, Spilled>) {
+        spilled.retain(|slot, answer| self.ring.released(*slot) != answer.wanted);
     }
 
     /// Counts a body that did not decode; `true` when there were too many in a row.

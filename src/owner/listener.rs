@@ -28,6 +28,7 @@ use crate::sys::closer::{self, Foreign};
 use crate::sys::eventfd::Doorbell;
 use crate::sys::fd::Fd;
 use crate::sys::memfd::{self, BadSegment, Mapping};
+use crate::sys::socket::Credentials;
 use crate::sys::{clock, socket};
 
 /// How long a caller may take for its part of the handshake.
@@ -115,7 +116,7 @@ impl Listener {
         }
         // Who may be a successor is heard first: one is no caller, and no rule for callers holds for it.
         if !may_succeed(who.uid) {
-            self.try_admit_caller(socket)?;
+            self.try_admit_caller(&who, socket)?;
         }
         if self.hosted.is_closing() {
             return Err(Refusal::Closing);
@@ -133,14 +134,13 @@ impl Listener {
     }
 
     /// Checks what the object asks of its callers.
-    fn try_admit_caller(&self, socket: &Fd) -> Result<(), Refusal> {
-        let who = socket::peer_credentials(socket).map_err(|_| Refusal::PermissionDenied)?;
+    fn try_admit_caller(&self, who: &Credentials, socket: &Fd) -> Result<(), Refusal> {
         let groups = if self.hosted.asks_for_groups() {
             socket::peer_groups(socket).map_err(|_| Refusal::PermissionDenied)?
         } else {
             Vec::new()
         };
-        if !self.hosted.rules.access.admits(&who, &groups) {
+        if !self.hosted.rules.access.admits(who, &groups) {
             return Err(Refusal::PermissionDenied);
         }
         if self.hosted.has_room_for(who.pid) { Ok(()) } else { Err(Refusal::TooManyCallers) }
@@ -339,7 +339,8 @@ impl HalfOpen {
         let hosted = &self.listener.hosted;
         let made = (|| {
             // Here and not before only: many may have come at once, and this thread alone lets them in.
-            self.listener.try_admit_caller(&socket)?;
+            let who = socket::peer_credentials(&socket).map_err(|_| Refusal::PermissionDenied)?;
+            self.listener.try_admit_caller(&who, &socket)?;
             let bus = hosted.bus.upgrade().ok_or(Refusal::Closing)?;
             let request = receive_request(fds)?;
             let (response, response_fd) =
