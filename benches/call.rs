@@ -6,13 +6,13 @@
 
 mod support;
 
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use objbus::{Bus, Proxy};
+use objbus::Proxy;
 use support::counters::{Counters, Memory};
 use support::floor::{self, Floor, Floors};
-use support::peer::{self, Peer, Role};
+use support::owner::{self, Owner};
+use support::peer::Role;
 use support::placement::Placement;
 use support::side::{Batch, Each, Pace};
 use support::suite::Suite;
@@ -25,7 +25,6 @@ const BATCH: u32 = 64;
 const IDLE: usize = 1_000;
 /// How long a hundred idle callers are watched.
 const REST: Duration = Duration::from_secs(10);
-const OWNER: &str = "owner";
 
 struct Math;
 
@@ -55,9 +54,9 @@ fn main() {
     let mut suite = Suite::from_args("call");
     for placement in Placement::available() {
         let floors = Floors::start(placement);
-        let owner = Owner::start(placement);
+        let owner = Owner::start(placement, &[]);
         placement.pin_caller();
-        let math = owner.connect();
+        let math = connect(&owner);
         match placement {
             Placement::TwoCpus => hot_rows(&mut suite, placement, &floors, &math),
             Placement::OneCpu => one_cpu_rows(&mut suite, placement, &floors, &math),
@@ -70,43 +69,13 @@ fn main() {
     suite.finish();
 }
 
-/// The owner's process.
-struct Owner {
-    peer: Peer,
-    directory: String,
-}
-
-impl Owner {
-    fn start(placement: Placement) -> Owner {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let directory = std::env::temp_dir().join(format!("objbus-bench-{}-{count}", std::process::id()));
-        let directory = directory.to_str().expect("a text path").to_owned();
-        let peer = Peer::start(placement, OWNER, std::slice::from_ref(&directory), &[]);
-        Owner { peer, directory }
-    }
-
-    fn bus(&self) -> Bus {
-        Bus::builder().directory(&self.directory).open().expect("the bench's own directory")
-    }
-
-    fn connect(&self) -> MathProxy {
-        self.bus().proxy("math").wait().expect("the owner has said that it is ready")
-    }
-}
-
-impl Drop for Owner {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.directory);
-    }
+fn connect(owner: &Owner) -> MathProxy {
+    owner.bus().proxy("math").wait().expect("the owner has said that it is ready")
 }
 
 fn own(role: &Role) {
     raise_descriptor_limit();
-    let bus = Bus::builder().directory(&role.arguments[0]).open().expect("the bench's own directory");
-    let _published = bus.publish("math", Math).expect("the name is free");
-    peer::ready();
-    peer::wait_for_parent();
+    owner::own(role, |bus, _| bus.publish("math", Math).expect("the name is free"));
 }
 
 fn raise_descriptor_limit() {
@@ -181,10 +150,10 @@ fn idle_rows(suite: &mut Suite, placement: Placement, owner: &Owner, math: &Math
     if !suite.is_measuring("idle") {
         return;
     }
-    let pids = [std::process::id(), owner.peer.pid()];
-    let quiet = Owner::start(placement);
-    let first = quiet.connect();
-    let hundred: Vec<MathProxy> = (0..100).map(|_| owner.connect()).collect();
+    let pids = [std::process::id(), owner.pid()];
+    let quiet = Owner::start(placement, &[]);
+    let first = connect(&quiet);
+    let hundred: Vec<MathProxy> = (0..100).map(|_| connect(owner)).collect();
     hundred.iter().for_each(pow);
     std::thread::sleep(Duration::from_millis(100));
     let used = |pid| Counters::of(pid).expect("it lives");
@@ -198,7 +167,7 @@ fn idle_rows(suite: &mut Suite, placement: Placement, owner: &Owner, math: &Math
         "100 idle callers, {REST:?}: voluntary context switches {switches:?} (caller, owner)"
     ));
     let memory = Memory::of(&pids).expect("both live");
-    let idle: Vec<MathProxy> = (0..IDLE).map(|_| owner.connect()).collect();
+    let idle: Vec<MathProxy> = (0..IDLE).map(|_| connect(owner)).collect();
     idle.iter().for_each(pow);
     let growth = Memory::of(&pids).expect("both live").growth_since(memory);
     suite.note(&format!(

@@ -10,14 +10,15 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::blob::arena::{Arena, MemoryLimit};
-use crate::blob::segments::{LaneLimits, Mappings, Segments};
+use crate::blob::segments::Mappings;
+use crate::blob::supply::{Reclaim, Supply, SupplyLimits, User};
 use crate::engine::{Engine, engine};
 use crate::error::{OpenError, PublishError};
 use crate::names::{Directory, Name};
 use crate::object::{Object, Proxy};
 use crate::owner::hosted::Limits;
 use crate::owner::listener::Listener;
-use crate::peer::Peer;
+use crate::parcels::Copied;
 use crate::proxy::{Connect, Link};
 use crate::publish::{Publication, Published};
 use crate::ring::layout::{CLOSING, REPLACED};
@@ -26,6 +27,7 @@ use crate::sys::{self, cpu};
 use crate::wire::budget::Budget;
 
 mod connect;
+mod memory;
 mod waiting;
 
 use waiting::Waiting;
@@ -35,8 +37,6 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Segments of other processes that a bus knows at once, once for each lane: a quarter of the mappings that the kernel
 /// gives a process unless told otherwise. One peer has half of them at most.
 const FOREIGN_SEGMENTS: u64 = 16_384;
-/// Segments that are announced on one lane.
-const LANE_LIMITS: LaneLimits = LaneLimits { segments: 4096, bytes: 64 << 30 };
 
 /// A connection to the names of a machine.
 ///
@@ -65,6 +65,35 @@ pub enum Spin {
     Never,
 }
 
+/// Whether blobs and big bodies that come from other processes are read where they lie, in memory that their lender can
+/// still write, or copied first.
+///
+/// An honest lender does not touch what it has lent until it is given back. A hostile one can: what was checked may then
+/// not be what is used. A copy is one's own, for the price of a memcpy.
+///
+/// Copies of blobs are limited for as long as they are held: those of a request count as
+/// [`in_flight_bytes`](crate::Limits::in_flight_bytes) of its caller, those of answers may be as much as the bus' shared memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CopyOnArrival {
+    /// What comes from processes of other users is copied, the own user's read in place.
+    #[default]
+    OtherUsers,
+    /// Everything is copied.
+    Always,
+    /// Nothing is: every process that is admitted is trusted not to write what it has lent.
+    Never,
+}
+
+impl CopyOnArrival {
+    fn applies_to(self, uid: u32) -> bool {
+        match self {
+            CopyOnArrival::OtherUsers => uid != own_uid(),
+            CopyOnArrival::Always => true,
+            CopyOnArrival::Never => false,
+        }
+    }
+}
+
 /// Where the names of a bus live.
 enum Place {
     Directory(Directory),
@@ -84,10 +113,21 @@ pub(crate) struct BusInner {
     limits: Limits,
     budget: Budget,
     spins: bool,
-    memory: MemoryLimit,
+    /// What the arenas share.
+    supply: Arc<Supply>,
     mappings: Arc<Mappings>,
     /// One outgoing arena per user at the other end.
     arenas: Mutex<HashMap<u32, Arc<Arena>>>,
+    connections: Mutex<memory::Connections>,
+    /// What was copied instead of lent.
+    copied: Arc<Copied>,
+    copies: CopyOnArrival,
+    /// What callers may have at a time of copies made on arrival.
+    pub copies_held: MemoryLimit,
+    /// That of the user who opened the bus, to be had without a lock and without asking the system who that is.
+    own_arena: Arc<Arena>,
+    /// The one for the user whose objects are called, found without a lock.
+    pub owners_arena: Arc<Arena>,
     links: Mutex<HashMap<Name, Weak<Link>>>,
     listeners: Mutex<Vec<Weak<Listener>>>,
     waiting: Waiting,
@@ -114,6 +154,10 @@ impl Bus {
             limits: Limits::default(),
             spin: Spin::Auto,
             memory: None,
+            copies: CopyOnArrival::default(),
+            memory_per_user: None,
+            lent: None,
+            lent_per_user: None,
         }
     }
 
@@ -230,6 +274,10 @@ pub struct BusBuilder {
     limits: Limits,
     spin: Spin,
     memory: Option<u64>,
+    copies: CopyOnArrival,
+    memory_per_user: Option<u64>,
+    lent: Option<u64>,
+    lent_per_user: Option<u64>,
 }
 
 impl BusBuilder {
@@ -271,10 +319,41 @@ impl BusBuilder {
         self
     }
 
-    /// Bytes of shared memory for bodies that do not fit a ring's cell; half of what the system or the cgroup has by
-    /// default. Beyond it, calls get `NoMemory`.
+    /// Bytes of shared memory for blobs, and for bodies that do not fit a ring's cell; half of what the system or the cgroup
+    /// has by default. Beyond it, allocations and calls get `NoMemory`.
+    ///
+    /// Of it, this user's processes may have all, and those of another user as much as stays free for all others: half if
+    /// they are alone, a third each if they are two. So whoever gives nothing back leaves something to the next.
     pub fn memory(mut self, bytes: u64) -> BusBuilder {
         self.memory = Some(bytes);
+        self
+    }
+
+    /// Whether what other processes lend is copied before it is read; by default, what another user's lend.
+    pub fn copy_on_arrival(mut self, copies: CopyOnArrival) -> BusBuilder {
+        self.copies = copies;
+        self
+    }
+
+    /// Bytes of shared memory for the processes of one user, this one included. Without it, what
+    /// [`memory`](Self::memory) says.
+    pub fn memory_per_user(mut self, bytes: u64) -> BusBuilder {
+        self.memory_per_user = Some(bytes);
+        self
+    }
+
+    /// Bytes lent at a time, what is lent to several processes counted for each. Beyond it, calls get `NoMemory`.
+    ///
+    /// Not limited by default: what is lent is allocated, so the limit on [`memory`](Self::memory) holds for it too.
+    pub fn lent(mut self, bytes: u64) -> BusBuilder {
+        self.lent = Some(bytes);
+        self
+    }
+
+    /// Bytes lent to the processes of one user at a time, this one included, counted as in [`lent`](Self::lent). By default
+    /// not limited for this user, and a quarter of the bus' [`memory`](Self::memory) for each other.
+    pub fn lent_per_user(mut self, bytes: u64) -> BusBuilder {
+        self.lent_per_user = Some(bytes);
         self
     }
 
@@ -300,28 +379,52 @@ impl BusBuilder {
     fn build(self, place: Place) -> Result<Bus, OpenError> {
         let system = |errno| OpenError::System { reason: format!("starting the bus: {errno}") };
         let engine = engine().map_err(system)?;
-        let memory = self.memory.map_or_else(MemoryLimit::of_this_system, MemoryLimit::new);
-        Ok(Bus(Arc::new(BusInner {
-            engine,
-            generation: sys::fork::generation(),
-            place,
-            admitted: self.admitted,
-            owner_uid: self.owner_uid.unwrap_or_else(own_uid),
-            timeout: self.timeout,
-            budget: self.limits.budget(),
-            limits: self.limits,
-            spins: self.spin == Spin::Auto && cpu::can_spin(),
-            memory,
-            mappings: Arc::new(Mappings::new(
-                MemoryLimit::new(FOREIGN_SEGMENTS),
-                // All of a segment is allocated, so honest peers cannot have more of them than there is memory.
-                MemoryLimit::of_this_machine(),
-            )),
-            arenas: Mutex::default(),
-            links: Mutex::default(),
-            listeners: Mutex::default(),
-            waiting: Waiting::default(),
-            is_closed: AtomicBool::new(false),
+        let limits = SupplyLimits {
+            memory: self.memory.map_or_else(MemoryLimit::of_this_system, MemoryLimit::new),
+            memory_per_user: self.memory_per_user,
+            lent: self.lent,
+            lent_per_user: self.lent_per_user,
+        };
+        let own_uid = own_uid();
+        let owner_uid = self.owner_uid.unwrap_or(own_uid);
+        let spins = self.spin == Spin::Auto && cpu::can_spin();
+        Ok(Bus(Arc::new_cyclic(|bus: &Weak<BusInner>| {
+            let supply = Arc::new(Supply::new(limits, Some(Weak::clone(bus) as Weak<dyn Reclaim>)));
+            let own_arena = Arc::new(Arena::of(Arc::clone(&supply), User::Own));
+            let owners_arena = match owner_uid == own_uid {
+                true => Arc::clone(&own_arena),
+                false => Arc::new(Arena::of(Arc::clone(&supply), User::Other)),
+            };
+            let arenas = [(own_uid, Arc::clone(&own_arena)), (owner_uid, Arc::clone(&owners_arena))];
+            let copies_held = MemoryLimit::new(supply.limit());
+            BusInner {
+                engine,
+                generation: sys::fork::generation(),
+                place,
+                admitted: self.admitted,
+                owner_uid,
+                timeout: self.timeout,
+                budget: self.limits.budget(),
+                limits: self.limits,
+                spins,
+                supply,
+                mappings: Arc::new(Mappings::new(
+                    MemoryLimit::new(FOREIGN_SEGMENTS),
+                    // All of a segment is allocated, so honest peers cannot have more of them than there is memory.
+                    MemoryLimit::of_this_machine(),
+                )),
+                connections: Mutex::default(),
+                copied: Arc::default(),
+                copies_held,
+                copies: self.copies,
+                arenas: Mutex::new(HashMap::from(arenas)),
+                own_arena,
+                owners_arena,
+                links: Mutex::default(),
+                listeners: Mutex::default(),
+                waiting: Waiting::default(),
+                is_closed: AtomicBool::new(false),
+            }
         })))
     }
 }
@@ -369,17 +472,6 @@ impl BusInner {
 
     pub fn spins(&self) -> bool {
         self.spins
-    }
-
-    /// The arena for what is sent to processes of this user.
-    pub fn arena_for(&self, uid: u32) -> Arc<Arena> {
-        let mut arenas = self.arenas.lock();
-        Arc::clone(arenas.entry(uid).or_insert_with(|| Arc::new(Arena::new(self.memory.clone()))))
-    }
-
-    /// A table for the segments that the process at the other end of one lane announces.
-    pub fn segments(&self, peer: &Peer) -> Segments {
-        Segments::new(LANE_LIMITS, Arc::clone(&self.mappings), peer.holdings.clone())
     }
 
     /// What the proxies of `name` share.
@@ -441,14 +533,6 @@ impl BusInner {
         if let Place::Memory(registry) = &self.place {
             registry.lock().retain(|_, other| !std::ptr::eq(other.as_ptr(), listener));
         }
-    }
-
-    /// Frees answers that callers have copied out, when memory is short.
-    pub fn sweep_spilled(&self) {
-        let listeners: Vec<_> = self.listeners.lock().iter().filter_map(Weak::upgrade).collect();
-        listeners.iter().for_each(|listener| listener.hosted.sweep_spilled());
-        let arenas: Vec<_> = self.arenas.lock().values().cloned().collect();
-        arenas.iter().for_each(|arena| arena.trim());
     }
 
     /// Waits until all one-way calls are taken; whether they were in time.

@@ -40,6 +40,41 @@
 //! - [`CallError`]: the method's own error, or the bus's, which says whether the method ran.
 //! - [`CallContext`]: what a method can ask about its call: who calls, how long will they wait, do they still.
 //!
+//! # Blobs
+//!
+//! Big buffers are lent instead of copied. [`Bus::alloc`], or inside a method [`CallContext::alloc`], gives a [`BlobMut`]:
+//! shared memory to be filled in place, or straight from a file or a socket. [`freeze`](BlobMut::freeze) makes it a [`Blob`]:
+//! immutable bytes, cheap to clone and to slice, which may stand anywhere in arguments, results and errors.
+//!
+//! ```
+//! # use objbus::{AllocError, Blob, Bus};
+//! # fn draw(shot: &mut [u8]) { shot.fill(0xff) }
+//! struct Screen(Bus);
+//!
+//! #[objbus::object]
+//! impl Screen {
+//!     /// What is on it now, to be read where it was drawn.
+//!     pub fn shot(&self) -> Result<Blob, AllocError> {
+//!         let mut shot = self.0.alloc(1920 * 1080 * 4)?;
+//!         draw(&mut shot); // `&mut [u8]`, `Write` and `Seek`
+//!         Ok(shot.freeze())
+//!     }
+//! }
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let bus = Bus::in_memory();
+//! # let _published = bus.publish("screen", Screen(bus.clone()))?;
+//! # let screen: ScreenProxy = bus.proxy("screen").wait()?;
+//! let shot = screen.shot().wait()?; // in another process: its memory goes back when this is dropped
+//! # assert!(shot.iter().all(|&byte| byte == 0xff));
+//! # Ok(()) }
+//! ```
+//!
+//! The lender has its memory back when the last process that reads it has dropped the blob or is dead. The page `docs/blobs.md` of
+//! the repository says who owns a buffer when, what is copied, which limits there are, and what not to do.
+//!
+//! The feature `bytes` makes a blob a `bytes::Bytes` without a copy and a [`BlobMut`] a `BufMut`; the feature `zerocopy` shows
+//! either as a slice of numbers or structs, checked.
+//!
 //! # Limits
 //!
 //! 64 calls of one process can be in flight on one object; a further one waits for a slot. A body is at most 4 GiB, and
@@ -52,6 +87,11 @@
 #![warn(missing_docs)]
 // The loom models are of the ring; nothing else is built for them.
 #![cfg_attr(loom, allow(dead_code))]
+
+/// Runs what `docs/blobs.md` shows.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/blobs.md")]
+struct Blobs;
 
 // The macros' code names the crate as its users do.
 extern crate self as objbus;
@@ -98,7 +138,17 @@ mod wire;
 #[cfg(not(loom))]
 pub use access::Access;
 #[cfg(not(loom))]
-pub use bus::{Bus, BusBuilder, Spin};
+pub use blob::error::AllocError;
+#[cfg(not(loom))]
+pub use blob::exclusive::BlobMut;
+#[cfg(not(loom))]
+pub use blob::memory::{Borrower, Copied, Memory, UserMemory};
+#[cfg(not(loom))]
+pub use blob::shared::Blob;
+#[cfg(all(not(loom), feature = "zerocopy"))]
+pub use blob::views::ViewError;
+#[cfg(not(loom))]
+pub use bus::{Bus, BusBuilder, CopyOnArrival, Spin};
 #[cfg(not(loom))]
 pub use error::{BusError, CallError, ConnectError, Executed, OpenError, PublishError, RemoteError};
 #[cfg(not(loom))]
@@ -125,7 +175,6 @@ pub use wire::schema::{NamedType, Primitive, Schemas, Shape, Type, TypeRef};
 #[doc(hidden)]
 pub mod __private {
     pub use crate::object::{AsyncInvocation, Invocation, MethodSpec, index_of};
-    pub use crate::wire::bytes::{ByteBuf, Bytes};
     pub use crate::wire::errors::settle;
     pub use std::convert::Infallible;
     pub use std::result::Result;

@@ -1,189 +1,301 @@
-//! Bodies that do not fit a cell, and the lane's socket, which announces where they lie.
+//! One end of a lane's connection: its socket, and all that is lent through it in either direction.
 //!
-//! A big body is copied into a chunk of the sender's arena; the cell carries three words that say where. A segment is
-//! announced on a lane before its first use there, so a reader that meets an unknown number has only to read its socket:
-//! another thread may hold the announcement in its hands, so it takes the socket's lock, reads to the end, looks again,
-//! and only then calls it a violation.
+//! It outlives the lane's calls as long as something is lent. Big bodies and blobs lie in chunks of the sender's arena; a
+//! message says where ([`Loan`](crate::ring::layout::Loan)). A segment is announced on a lane before its first use there, so a
+//! reader that meets an unknown number has only to read its socket: another thread may hold the announcement in its hands, so
+//! it takes the socket's lock, reads to the end, looks again, and only then calls it a violation.
+//!
+//! A lease ends when the borrower gives it back, when it dies, or when it closes its direction of the socket, which it does
+//! once it makes (or takes) no calls any more and holds nothing lent: never by a time-out, never under a living holder.
+//! [`lend`] is the lender's side, [`borrow`] the borrower's.
+
+mod borrow;
+mod lend;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
+use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 
-use crate::blob::arena::{Arena, Chunk};
-use crate::blob::segments::{BadSegment, CopyError, Mapped, Segments};
-use crate::ring::layout::Spill;
+use crate::blob::arena::Arena;
+use crate::blob::segments::{BadSegment, Segments};
+use crate::engine::{Engine, Source, Token};
+use crate::peer::{Mourner, Peer};
+use crate::ring::layout::{RequestMemory, ResponseMemory, Returns};
+use crate::ring::leases::{Held, Loans, Riding};
 use crate::sys::closer::Foreign;
 use crate::sys::fd::Fd;
-use crate::sys::{memfd, socket};
+use crate::sys::memfd::Mapping;
+use crate::sys::{clock, fork, memfd, socket};
 
-/// First byte of a message on a lane's socket: answers wait for tasks of the receiver.
+use borrow::Views;
+pub(crate) use borrow::{Opened, Received, UnpackError};
+use lend::Lent;
+pub(crate) use lend::{Copied, LoanList, PackError};
+
+/// First byte of a message on a lane's socket: answers wait for tasks of the receiver, or something of its is given back.
 pub(crate) const WAKE: u8 = 1;
 /// A segment: its number (u32) and length (u64), little-endian, and its descriptor.
 pub(crate) const SEGMENT: u8 = 2;
 /// A segment that is used no more: its number (u32).
 pub(crate) const DROPPED: u8 = 3;
+/// The sender makes (or takes) no calls any more, but still holds what the receiver lent.
+pub(crate) const LEFT: u8 = 4;
 /// The longest of them, in bytes.
 pub(crate) const MESSAGE_MAX: usize = 13;
 /// Messages read in one go. A peer that sends as fast as we read would keep its reader for ever.
 const MESSAGES_PER_TURN: usize = 256;
-/// Goes in search of one announcement. A socket holds fewer messages than these read, so it was sent too late, if at all.
+/// Turns in one go, for who must have read everything: a socket holds fewer messages than these read.
 const TURNS_MAX: usize = 64;
 /// How long a socket rests after a turn that did not empty it.
-pub(crate) const REST_NS: u64 = 10_000_000;
-/// Alignment of a spilled body: a cache line.
-const ALIGN: usize = 64;
-
-/// Why a body was not put into the arena.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum PackError {
-    /// The bus's memory limit is reached, or the peer does not read its socket.
-    NoMemory,
-    /// The lane has ended.
-    Ended,
-}
-
-/// Why a spilled body could not be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum UnpackError {
-    /// The peer broke the protocol.
-    Violation,
-    /// No memory or no descriptors here.
-    NoMemory,
-}
+const REST_NS: u64 = 10_000_000;
+/// What is waited for at the socket.
+const EVENTS: EventFlags = EventFlags::IN.union(EventFlags::RDHUP);
 
 /// What reading the socket brought.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct News {
-    /// Answers may wait for tasks: there was a message, and behind others a wake may have found no room.
-    pub woken: bool,
-    /// The peer's end is closed and all it sent is read.
-    pub ended: bool,
+struct News {
+    /// Answers may wait for tasks, and leases be back: there was a message, and behind others a wake may have found no room.
+    woken: bool,
+    /// The peer makes (or takes) no calls any more.
+    left: bool,
+    /// The peer's direction is closed and all it sent is read.
+    ended: bool,
     /// The peer sent what no honest one does.
-    pub violated: bool,
+    violated: bool,
     /// It may have sent more than was read.
-    pub more: bool,
+    more: bool,
 }
 
-impl News {
-    fn add(&mut self, other: News) {
-        self.woken |= other.woken;
-        self.ended |= other.ended;
-        self.violated |= other.violated;
-        self.more = other.more;
-    }
+/// The lane at this end, for the news that concerns its calls.
+pub(crate) trait Resident: Send + Sync {
+    /// Answers may wait for tasks.
+    fn woken(&self);
+    /// The peer sent what no honest one does.
+    fn violated(&self);
+    /// The peer makes (or takes) no calls any more.
+    fn peer_left(self: Arc<Self>, engine: &'static Engine);
+    /// The peer's process is dead, and all it sent is read.
+    fn peer_died(self: Arc<Self>, engine: &'static Engine);
 }
 
-/// One end of a lane's socket and the segments known through it.
 pub(crate) struct Parcels {
     pub(crate) socket: Fd,
+    pub(crate) peer: Arc<Peer>,
+    engine: &'static Engine,
+    /// In a forked child nothing of this is touched.
+    generation: u32,
+    /// Under the lane's ring and the two pointers; the lane keeps this value as long as its ring.
+    _memory: [Mapping; 2],
+    /// What we say of the peer's leases.
+    ours: NonNull<Returns>,
+    /// What the peer says of ours.
+    theirs: NonNull<Returns>,
+    is_caller: bool,
+
     /// Held while reading the socket, so that what a message says is acted on before the next reader looks.
     reading: Mutex<()>,
+    token: Mutex<Option<Token>>,
+    resident: OnceLock<Weak<dyn Resident>>,
+    /// The peer broke the protocol: only its end is waited for.
+    is_broken: AtomicBool,
+    /// The peer will say nothing any more, and holds nothing.
+    is_over: AtomicBool,
+
     incoming: Segments,
-    arena: Arc<Arena>,
-    announced: Mutex<BTreeSet<u32>>,
-    /// The arena's count of dropped segments when `announced` was last compared with it.
-    drops_seen: AtomicU64,
+    /// Blobs are copied, not read in place.
+    copies: bool,
     /// A segment was announced that we had no descriptor or room for: an unknown number is no proof of a lie then.
     lost: AtomicBool,
+    views: RwLock<Views>,
+    /// How many views there are, those of `views` included.
+    held: Held,
+    /// What the peer is to hear of that. Leases ride on the caller's requests only.
+    riding: Riding,
+
+    arena: Arc<Arena>,
+    loans: Loans<Lent>,
+    /// Something was lent at some time.
+    has_lent: AtomicBool,
+    announced: Mutex<BTreeSet<u32>>,
+    /// The last announcement, if nothing was dropped since: its number, and the arena's count of dropped segments above it.
+    last_announced: AtomicU64,
+    /// The arena's count of dropped segments when `announced` was last compared with it.
+    drops_seen: AtomicU64,
+    copied: Arc<Copied>,
+
+    this: Weak<Parcels>,
+}
+
+// SAFETY: the two pointers lead to atomics in memory that is mapped as long as `_memory`; all else is Send by itself.
+unsafe impl Send for Parcels {}
+// SAFETY: as above.
+unsafe impl Sync for Parcels {}
+
+/// Which end of a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Caller,
+    Owner,
+}
+
+/// What it is made of, after the handshake.
+pub(crate) struct Parts {
+    pub socket: Fd,
+    pub peer: Arc<Peer>,
+    pub engine: &'static Engine,
+    pub side: Side,
+    /// The lane's two memories, of the sizes of their types.
+    pub request: Mapping,
+    pub response: Mapping,
+    pub incoming: Segments,
+    pub copies: bool,
+    pub arena: Arc<Arena>,
+    pub copied: Arc<Copied>,
 }
 
 impl Parcels {
-    pub fn new(socket: Fd, incoming: Segments, arena: Arc<Arena>) -> Parcels {
-        Parcels {
-            socket,
+    pub fn new(parts: Parts) -> Arc<Parcels> {
+        assert!(parts.request.len() == size_of::<RequestMemory>());
+        assert!(parts.response.len() == size_of::<ResponseMemory>());
+        let request = parts.request.ptr().cast::<RequestMemory>();
+        let response = parts.response.ptr().cast::<ResponseMemory>();
+        // SAFETY: within the mappings, whose lengths were just seen to be those of the types; no reference is made.
+        let [callers, owners] = unsafe {
+            [
+                NonNull::new_unchecked(&raw mut (*request.as_ptr()).returns),
+                NonNull::new_unchecked(&raw mut (*response.as_ptr()).returns),
+            ]
+        };
+        let is_caller = parts.side == Side::Caller;
+        let (ours, theirs) = if is_caller { (callers, owners) } else { (owners, callers) };
+        Arc::new_cyclic(|this| Parcels {
+            socket: parts.socket,
+            peer: parts.peer,
+            engine: parts.engine,
+            generation: fork::generation(),
+            _memory: [parts.request, parts.response],
+            ours,
+            theirs,
+            is_caller,
             reading: Mutex::new(()),
-            incoming,
-            arena,
-            announced: Mutex::default(),
-            drops_seen: AtomicU64::new(0),
+            token: Mutex::new(None),
+            resident: OnceLock::new(),
+            is_broken: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
+            incoming: parts.incoming,
+            copies: parts.copies,
             lost: AtomicBool::new(false),
+            views: RwLock::default(),
+            held: Held::new(),
+            riding: Riding::new(),
+            arena: parts.arena,
+            loans: Loans::new(),
+            has_lent: AtomicBool::new(false),
+            announced: Mutex::default(),
+            last_announced: AtomicU64::new(0),
+            drops_seen: AtomicU64::new(0),
+            copied: parts.copied,
+            this: Weak::clone(this),
+        })
+    }
+
+    fn ours(&self) -> &Returns {
+        // SAFETY: mapped as long as `self` in the process that made it, which alone comes here; atomics only.
+        unsafe { self.ours.as_ref() }
+    }
+
+    fn theirs(&self) -> &Returns {
+        // SAFETY: as in `ours`; nothing is stored there.
+        unsafe { self.theirs.as_ref() }
+    }
+
+    /// Starts to watch the peer's end and its process, for `resident` and for what is lent.
+    pub fn watch<R: Resident + 'static>(&self, resident: Weak<R>) -> Result<(), Errno> {
+        let Some(this) = self.this.upgrade() else { return Ok(()) };
+        let _first = self.resident.set(resident as Weak<dyn Resident>);
+        *self.token.lock() = Some(self.engine.add(&self.socket, EVENTS, this.clone())?);
+        self.peer.on_death(self.engine, &this);
+        Ok(())
+    }
+
+    fn resident(&self) -> Option<Arc<dyn Resident>> {
+        self.resident.get()?.upgrade()
+    }
+
+    fn unwatch(&self) {
+        let token = self.token.lock().take();
+        if let Some(token) = token {
+            self.engine.remove(token, &self.socket);
         }
     }
 
-    /// Copies `body` into a chunk that the peer can read; keep the chunk until the peer has.
-    #[cold]
-    pub fn pack(&self, body: &[u8]) -> Result<(Spill, Chunk), PackError> {
-        let mut chunk = self.arena.alloc(body.len(), ALIGN).map_err(|_| PackError::NoMemory)?;
-        chunk.as_mut_slice().copy_from_slice(body);
-        self.announce(&chunk)?;
-        let spill = Spill { segment: chunk.segment_id(), offset: chunk.offset(), len: body.len() as u64 };
-        Ok((spill, chunk))
-    }
-
-    fn announce(&self, chunk: &Chunk) -> Result<(), PackError> {
-        let mut announced = self.announced.lock();
-        self.withdraw_dropped(&mut announced);
-        if announced.contains(&chunk.segment_id()) {
-            return Ok(());
-        }
-        let segment = chunk.segment().announce();
-        let mut message = [0; MESSAGE_MAX];
-        message[0] = SEGMENT;
-        message[1..5].copy_from_slice(&segment.id.to_le_bytes());
-        message[5..13].copy_from_slice(&segment.len.to_le_bytes());
-        match socket::send(&self.socket, &message, &[segment.fd]) {
-            Ok(()) => {
-                announced.insert(segment.id);
-                Ok(())
-            }
-            Err(Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN) => Err(PackError::Ended),
-            Err(_) => Err(PackError::NoMemory),
-        }
-    }
-
-    /// Tells the peer which segments are gone; one that cannot be told now is told before the next announcement.
-    fn withdraw_dropped(&self, announced: &mut BTreeSet<u32>) {
-        let drops = self.arena.drops();
-        if self.drops_seen.swap(drops, Ordering::Relaxed) == drops {
-            return;
-        }
-        for id in self.arena.forget_dropped(announced) {
-            let mut message = [0; 5];
-            message[0] = DROPPED;
-            message[1..].copy_from_slice(&id.to_le_bytes());
-            if socket::send(&self.socket, &message, &[]).is_err() {
-                // The number is never used again, so keeping it costs the peer a mapping and nothing else.
-                announced.insert(id);
-                self.drops_seen.store(u64::MAX, Ordering::Relaxed);
-            }
-        }
-    }
-
-    /// Wakes the peer's tasks. A full socket means that there is something to read, and whatever is read wakes them.
+    /// Wakes the peer's tasks, and tells it that something was given back. A full socket means that there is something to
+    /// read, and whatever is read wakes it.
     pub fn send_wake(&self) {
         let _ = socket::send(&self.socket, &[WAKE], &[]);
     }
 
-    /// Copies a spilled body of the peer's out.
-    #[cold]
-    pub fn unpack(&self, spill: Spill, news: &mut News) -> Result<Vec<u8>, UnpackError> {
-        let Some(segment) = self.find(spill.segment, news) else {
-            let lost = self.lost.load(Ordering::Relaxed);
-            return Err(if lost { UnpackError::NoMemory } else { UnpackError::Violation });
-        };
-        segment.copy_to_vec(spill.offset, spill.len).map_err(|error| match error {
-            CopyError::OutOfRange => UnpackError::Violation,
-            CopyError::NoMemory => UnpackError::NoMemory,
-        })
+    /// This side makes (or takes) no calls any more. What is lent stays so, either way.
+    pub fn end_calls(&self) {
+        self.close_views();
+        if let Some(held) = self.held.leave() {
+            if held != 0 {
+                self.tell_left();
+            }
+            self.settle();
+        }
     }
 
-    fn find(&self, segment: u32, news: &mut News) -> Option<Arc<Mapped>> {
-        self.incoming.get(segment).or_else(|| {
-            for _ in 0..TURNS_MAX {
-                news.add(self.read_socket());
-                if !news.more {
-                    break;
+    /// Whether nothing is lent any more, either way, and never will be.
+    pub fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::SeqCst) && self.held.is_over()
+    }
+
+    fn tell_left(&self) {
+        let is_over = self.is_over.load(Ordering::SeqCst);
+        if !is_over && socket::send(&self.socket, &[LEFT], &[]) == Err(Errno::AGAIN) {
+            let this = Weak::clone(&self.this);
+            self.engine.alarm(clock::now_ns() + REST_NS, move |_| {
+                if let Some(this) = this.upgrade() {
+                    this.tell_left();
                 }
-            }
-            self.incoming.get(segment)
-        })
+            });
+        }
+    }
+
+    /// Closes our direction once nothing of the peer's is held, and all of it once nothing of ours is either.
+    #[cold]
+    fn settle(&self) {
+        if !self.held.is_over() {
+            return;
+        }
+        socket::shutdown_sending(&self.socket);
+        if self.is_over.load(Ordering::SeqCst) || self.loans.end_if_empty() {
+            self.is_over.store(true, Ordering::SeqCst);
+            self.unwatch();
+            socket::shutdown(&self.socket);
+        }
+    }
+
+    /// The peer has closed its direction, or is dead: it holds nothing any more, and says nothing.
+    fn peer_ended(&self) {
+        self.is_over.store(true, Ordering::SeqCst);
+        self.unwatch();
+        self.regain_all();
+        self.settle();
+    }
+
+    fn regain_all(&self) {
+        self.loans.end().into_iter().for_each(|lent| self.regain(lent));
     }
 
     /// Reads what the peer has sent: everything, unless it is more than a turn's worth.
-    pub fn read_socket(&self) -> News {
+    fn read_socket(&self) -> News {
         let _reading = self.reading.lock();
         let mut news = News::default();
         let mut was_reset = false;
@@ -196,12 +308,21 @@ impl Parcels {
                 Err(Errno::AGAIN) => return news,
                 // A peer that closes with our messages unread gives this once, before what it had sent.
                 Err(Errno::CONNRESET) if !was_reset => was_reset = true,
-                Err(_) => news.ended = true,
+                Err(Errno::CONNRESET | Errno::PIPE | Errno::NOTCONN | Errno::BADF | Errno::NOTSOCK) => {
+                    news.ended = true;
+                }
+                // The system is short of something: nothing was read, and what there is to read may be gone unheard.
+                Err(_) => {
+                    self.lost.store(true, Ordering::Relaxed);
+                    news.more = true;
+                    return news;
+                }
                 Ok(received) if received.len == 0 => news.ended = true,
                 Ok(received) if received.no_fds => self.lost.store(true, Ordering::Relaxed),
                 Ok(received) if received.truncated => news.violated = true,
                 Ok(received) => {
                     news.violated |= !self.receive(&message[..received.len], received.fds);
+                    news.left |= message[0] == LEFT;
                     news.woken = true;
                 }
             }
@@ -217,14 +338,14 @@ impl Parcels {
         };
         let mut fds = fds.into_iter();
         let understood = match (message.first(), message.len(), fds.next()) {
-            (Some(&WAKE), 1, None) => Some(()),
+            (Some(&(WAKE | LEFT)), 1, None) => Some(()),
             (Some(&SEGMENT), MESSAGE_MAX, Some(fd)) => number(1..5)
                 .zip(number(5..9))
                 .zip(number(9..13))
                 .and_then(|((id, low), high)| self.insert(id, u64::from(low) | u64::from(high) << 32, fd)),
             (Some(&DROPPED), 5, None) => number(1..5)
                 .filter(|&id| self.incoming.remove(id) || self.lost.load(Ordering::Relaxed))
-                .map(drop),
+                .map(|id| self.close_view(id)),
             _ => None,
         };
         understood.is_some()
@@ -245,27 +366,93 @@ impl Parcels {
             Err(_) => None,
         }
     }
+
+    /// Acts on what the socket brought, but for its end, which the watcher sees again.
+    fn act(&self, news: News) {
+        if news.woken {
+            self.collect();
+        }
+        let Some(resident) = self.resident() else { return };
+        if news.violated {
+            self.is_broken.store(true, Ordering::Relaxed);
+            resident.violated();
+        } else if news.woken {
+            resident.woken();
+        }
+        if news.left {
+            resident.peer_left(self.engine);
+        }
+    }
+
+    /// Does not listen for a while, or, to one that broke the protocol, to anything but its end. The peer's death is heard all
+    /// the same.
+    #[cold]
+    fn rest(&self, for_ns: u64, events: EventFlags) {
+        self.engine.mute(&self.socket);
+        self.listen_again(for_ns, events);
+    }
+
+    fn listen_again(&self, in_ns: u64, events: EventFlags) {
+        let this = Weak::clone(&self.this);
+        self.engine.alarm(clock::now_ns() + in_ns, move |engine| {
+            let Some(this) = this.upgrade() else { return };
+            // Locked, so that an end comes before or after, not between.
+            let token = this.token.lock();
+            let unmuted = token.map_or(Ok(()), |token| engine.unmute(token, &this.socket, events));
+            drop(token);
+            // The user's watches, or the kernel's memory, have run out for now.
+            if matches!(unmuted, Err(Errno::NOSPC | Errno::NOMEM)) {
+                this.listen_again(REST_NS, events);
+            }
+        });
+    }
+}
+
+impl Drop for Parcels {
+    fn drop(&mut self) {
+        if !fork::forked_since(self.generation) {
+            self.regain_all();
+        }
+    }
+}
+
+impl Source for Parcels {
+    fn ready(self: Arc<Self>, engine: &'static Engine, events: EventFlags) {
+        let has_ended = events.intersects(EventFlags::HUP | EventFlags::ERR | EventFlags::RDHUP);
+        let was_broken = self.is_broken.load(Ordering::Relaxed);
+        let news = if was_broken { News { ended: has_ended, ..News::default() } } else { self.read_socket() };
+        self.act(news);
+        let is_closed = events.intersects(EventFlags::HUP | EventFlags::ERR);
+        if news.ended || is_closed && !news.more {
+            if let Some(resident) = self.resident() {
+                resident.peer_left(engine);
+            }
+            self.peer_ended();
+        } else if was_broken || news.violated {
+            self.rest(0, EventFlags::RDHUP);
+        } else if news.more {
+            self.rest(REST_NS, EVENTS);
+        }
+    }
+}
+
+impl Mourner for Parcels {
+    fn peer_died(self: Arc<Self>, engine: &'static Engine) {
+        // What it sent before it died is read first: a response may refer to it. No more than a socket holds: a forked child
+        // of a hostile one goes on sending.
+        for _ in 0..TURNS_MAX {
+            let news = self.read_socket();
+            self.act(news);
+            if !news.more {
+                break;
+            }
+        }
+        if let Some(resident) = self.resident() {
+            resident.peer_died(engine);
+        }
+        self.peer_ended();
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::blob::arena::MemoryLimit;
-    use crate::blob::limit::Holdings;
-    use crate::blob::segments::{LaneLimits, Mappings};
-
-    #[test]
-    fn an_announcement_wakes_as_well() {
-        let (ours, theirs) = socket::pair().unwrap();
-        let end = |socket| {
-            let mappings = Arc::new(Mappings::new(MemoryLimit::new(8), MemoryLimit::new(1 << 30)));
-            let limits = LaneLimits { segments: 8, bytes: 1 << 30 };
-            let segments = Segments::new(limits, mappings, Holdings::none());
-            Parcels::new(socket, segments, Arc::new(Arena::new(MemoryLimit::new(1 << 30))))
-        };
-        let (ours, theirs) = (end(ours), end(theirs));
-        assert_eq!(theirs.read_socket(), News::default());
-        let _packed = ours.pack(b"a body").unwrap();
-        assert_eq!(theirs.read_socket(), News { woken: true, ..News::default() });
-    }
-}
+pub(crate) mod tests;

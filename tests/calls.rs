@@ -320,7 +320,7 @@ fn a_one_way_call_runs_though_its_sender_is_gone() {
 #[test]
 fn a_one_way_call_outlives_its_proxy() {
     let place = place();
-    let owner = owner(&place, &[]);
+    let mut owner = owner(&place, &[]);
     let watching = probe(&place);
     for round in 1..=20 {
         let bus = place.bus();
@@ -334,6 +334,8 @@ fn a_one_way_call_outlives_its_proxy() {
             owner.signal(libc::SIGCONT);
         }
         wait_until("all one-way calls have run", || watching.runs().wait() == Ok(64 * round));
+        // And the connection with it, no longer than that.
+        wait_for_callers(&mut owner, 1);
     }
 }
 

@@ -10,8 +10,13 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
 /// Every example that has a side of its own to start, and the name that this side publishes.
-const SERVED: [(&str, &str); 4] =
-    [("process_info", "processInfo"), ("math", "math"), ("interface", "scale"), ("one_way", "journal")];
+const SERVED: [(&str, &str); 5] = [
+    ("process_info", "processInfo"),
+    ("math", "math"),
+    ("interface", "scale"),
+    ("one_way", "journal"),
+    ("frames", "camera"),
+];
 
 #[test]
 fn process_info_crosses() {
@@ -48,6 +53,19 @@ fn a_one_way_call_outlives_its_sender() {
 }
 
 #[test]
+fn frames_are_lent_from_a_pool_of_four() {
+    let (place, _owner) = served("frames");
+    let said = said_by(&place, "frames");
+    let [shown, refused, again] = &said.lines().collect::<Vec<_>>()[..] else { panic!("{said}") };
+    assert!(shown.starts_with("100 frames of 1280x720, "), "{said}");
+    assert!(
+        refused.starts_with("with 4 frames held: ") && refused.contains("not enough came back"),
+        "{said}"
+    );
+    assert_eq!(*again, "with none held: a frame of 3686400 bytes");
+}
+
+#[test]
 fn the_readme_has_process_info_whole() {
     let read =
         |name: &str| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap();
@@ -57,6 +75,24 @@ fn the_readme_has_process_info_whole() {
         readme.contains(&format!("```rust\n{}\n```", code.trim())),
         "README.md shows another process_info"
     );
+}
+
+/// There it is a doctest.
+#[test]
+fn the_readme_shows_blobs_as_the_crates_documentation_does() {
+    let read =
+        |name: &str| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap();
+    let readme = read("README.md");
+    let section = readme.split("\n## Blobs\n").nth(1).expect("README.md has a section on blobs");
+    let shown = section.split("```").nth(1).and_then(|block| block.strip_prefix("rust\n")).unwrap();
+    let lib = read("src/lib.rs");
+    let lines = lib
+        .lines()
+        .filter_map(|line| line.strip_prefix("//!"))
+        .map(|line| line.strip_prefix(' ').unwrap_or(line));
+    let documented: String =
+        lines.filter(|line| !line.starts_with("# ")).map(|line| format!("{line}\n")).collect();
+    assert!(documented.contains(shown), "src/lib.rs shows another");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use objbus::{Access, Bus, ConnectError, Limits, PublishError, Published, Untyped};
+use objbus::{Access, Blob, Bus, ConnectError, Limits, PublishError, Published, Untyped};
 
 const CALLERS: usize = 4;
 const HANDOVERS: usize = 20;
@@ -52,6 +52,11 @@ fn under_load(bus: &Bus, during: impl FnOnce(&AtomicU64)) -> (u64, Vec<String>) 
         while !stop.load(Ordering::Relaxed) {
             match math.call::<_, f64>("pow", &(3.0, 2.0)).wait() {
                 Ok(nine) => assert_eq!(nine, 9.0),
+                Err(error) => failures.push(error.to_string()),
+            }
+            // One that lends: it may meet the owner's end before it is sent.
+            match math.call::<_, u64>("size", &(Blob::from([7; 5000].as_slice()),)).wait() {
+                Ok(size) => assert_eq!(size, 5000),
                 Err(error) => failures.push(error.to_string()),
             }
             done.fetch_add(1, Ordering::Relaxed);
@@ -188,7 +193,7 @@ fn a_stopped_owner_is_not_succeeded_and_the_sentence_says_why() {
     let place = place();
     let mut owner = start("undisturbed", &[place.text()]);
     owner.expect("ready");
-    owner.signal(libc::SIGSTOP);
+    owner.stop();
     let refused = place.bus().publication("math", table()).replace().publish().map(drop);
     owner.signal(libc::SIGCONT);
     let sentence = refused.expect_err("nobody granted it").to_string();

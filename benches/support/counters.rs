@@ -1,5 +1,6 @@
 //! What a process has used, from `/proc`, so that one side can look at the other: context switches, faults, CPU time, memory.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -12,8 +13,8 @@ pub struct Counters {
     pub voluntary_switches: u64,
     /// How often a thread's CPU was taken from it.
     pub involuntary_switches: u64,
-    /// Pages that had to be set up without reading a disk.
-    pub minor_faults: u64,
+    /// Pages that had to be set up, whether a disk was read for them or not.
+    pub faults: u64,
     /// Time on a CPU, in user and kernel mode.
     pub cpu: Duration,
 }
@@ -22,7 +23,7 @@ impl Counters {
     /// Those of process `pid` now.
     pub fn of(pid: u32) -> io::Result<Counters> {
         let process = Path::new("/proc").join(pid.to_string());
-        let mut sum = Counters { minor_faults: minor_faults(&process)?, ..Counters::default() };
+        let mut sum = Counters { faults: faults(&process)?, ..Counters::default() };
         for thread in fs::read_dir(process.join("task"))? {
             let thread = thread?.path();
             let status = fs::read_to_string(thread.join("status"))?;
@@ -40,7 +41,7 @@ impl Counters {
         Counters {
             voluntary_switches: self.voluntary_switches - earlier.voluntary_switches,
             involuntary_switches: self.involuntary_switches - earlier.involuntary_switches,
-            minor_faults: self.minor_faults - earlier.minor_faults,
+            faults: self.faults - earlier.faults,
             cpu: self.cpu.saturating_sub(earlier.cpu),
         }
     }
@@ -77,15 +78,60 @@ impl Memory {
     }
 }
 
+/// What processes have in memory, in KiB: for a loop whose every turn is to leave nothing behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resident {
+    /// Pages that the processes have mapped and touched, summed over them; a page that two have counts twice.
+    pub mapped: u64,
+    /// The lengths of the memfds that they have mapped, each memfd counted once.
+    pub memfds: u64,
+}
+
+impl Resident {
+    /// That of the processes `pids` now.
+    pub fn of(pids: &[u32]) -> io::Result<Resident> {
+        let (mut mapped, mut memfds) = (0, BTreeMap::new());
+        for pid in pids {
+            mapped += field(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?, "Rss:");
+            let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+            memfds.extend(maps.lines().filter_map(memfd_range));
+        }
+        Ok(Resident { mapped, memfds: memfds.values().sum() })
+    }
+}
+
+/// The memfd behind a line of `maps`, and where in it: as key and KiB; `None` behind other lines.
+fn memfd_range(line: &str) -> Option<((String, String), u64)> {
+    let mut fields = line.split_whitespace();
+    let (low, high) = fields.next()?.split_once('-')?;
+    let (offset, inode) = (fields.nth(1)?, fields.nth(1)?);
+    let is_memfd = fields.next()?.starts_with("/memfd:");
+    let bytes = u64::from_str_radix(high, 16).ok()? - u64::from_str_radix(low, 16).ok()?;
+    is_memfd.then(|| ((inode.to_owned(), offset.to_owned()), bytes / 1024))
+}
+
+/// The length of a page, in bytes.
+pub fn page_size() -> usize {
+    // SAFETY: `sysconf` only answers.
+    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
+}
+
+/// What the machine could give without swapping, in KiB.
+pub fn available() -> u64 {
+    field(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemAvailable:")
+}
+
 /// The number behind `name` in a file of `Name: number` lines; 0 where the kernel has no such line.
 fn field(text: &str, name: &str) -> u64 {
     let rest = text.lines().find_map(|line| line.strip_prefix(name));
     rest.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
-/// The tenth field of `stat`, the eighth behind the process' name, which may itself hold blanks and brackets.
-fn minor_faults(process: &Path) -> io::Result<u64> {
+/// The tenth and the twelfth field of `stat`, the eighth and tenth behind the process' name, which may itself hold blanks and
+/// brackets.
+fn faults(process: &Path) -> io::Result<u64> {
     let stat = fs::read_to_string(process.join("stat"))?;
-    let behind_name = stat.rsplit_once(") ").map_or("", |parts| parts.1);
-    Ok(behind_name.split_whitespace().nth(7).and_then(|n| n.parse().ok()).unwrap_or(0))
+    let behind_name: Vec<&str> = stat.rsplit_once(") ").map_or("", |parts| parts.1).split(' ').collect();
+    let number = |at: usize| behind_name.get(at).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+    Ok(number(7) + number(9))
 }

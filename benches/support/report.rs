@@ -6,8 +6,14 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::paired::Comparison;
+use super::paired::{Comparison, Quartiles};
 use super::placement::{Placement, machine};
+use super::plot;
+
+/// The word behind a bar.
+pub fn verdict(is_met: bool) -> &'static str {
+    if is_met { "met" } else { "MISSED" }
+}
 
 /// The rows of one bench, printed as they come.
 pub struct Report {
@@ -33,11 +39,14 @@ impl Report {
         Report { bench, file, path }
     }
 
-    /// Adds a row: `name` measured at `placement` against `floor`.
-    pub fn add(&mut self, name: &str, placement: Placement, floor: &str, found: &Comparison) {
+    /// Adds a row: `name` measured at `placement` against `floor`, and whether its ratio keeps within `bar`.
+    pub fn add(&mut self, name: &str, at: (Placement, &str), bar: Option<f64>, found: &Comparison) {
+        let (placement, floor) = at;
         let Comparison { rounds, ours, floor: base, ratio } = found;
+        let held =
+            bar.map_or(String::new(), |bar| format!("  bar {bar:.2} {}", verdict(ratio.median <= bar)));
         println!(
-            "{name:34} {placement:9} {floor:22} {:>9.0} {:>9.0}  {:.2} ({:.2}-{:.2})",
+            "{name:34} {placement:9} {floor:22} {:>9.0} {:>9.0}  {:.2} ({:.2}-{:.2}){held}",
             base.p50, ours.p50, ratio.median, ratio.q1, ratio.q3
         );
         let spread =
@@ -52,9 +61,17 @@ impl Report {
             "ours": spread(ours),
             "floor": spread(base),
             "ratio": {"median": ratio.median, "q1": ratio.q1, "q3": ratio.q3},
+            "bar": bar,
             "machine": machine(),
         });
         writeln!(self.file, "{row}").expect("the target directory is writable");
+    }
+
+    /// Draws `bars` beside the file of rows, and says where.
+    pub fn plot(&self, title: &str, bars: &[(String, Quartiles)]) {
+        let path = self.path.with_extension("svg");
+        plot::ratios(&path, title, bars).expect("the target directory is writable");
+        println!("plot: {}", path.display());
     }
 
     /// Says where the rows are.

@@ -10,7 +10,8 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 ///
 /// # Safety
 ///
-/// All-zero bytes are a valid value, and every field that is written after the mapping is an atomic.
+/// All-zero bytes are a valid value, and every field that is written after the mapping is an atomic, or lies in an `UnsafeCell`
+/// that atomics hand to and fro.
 pub unsafe trait Plain {}
 
 /// A `T` in memory that another process maps as well.
@@ -48,7 +49,8 @@ impl<T: Plain> Deref for Shared<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        // SAFETY: the mapping lives as long as `self`; `Plain` says that its bytes are a `T` and that only atomics change.
+        // SAFETY: the mapping lives as long as `self`; `Plain` says that its bytes are a `T` and that only what is
+        // made for it changes.
         unsafe { &*self.at }
     }
 }

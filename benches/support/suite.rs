@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use criterion::Criterion;
 
-use super::paired::{Plan, paired};
+use super::paired::{Plan, Quartiles, paired};
 use super::placement::Placement;
 use super::report::Report;
 use super::side::{Pace, Side};
@@ -60,16 +60,39 @@ impl Suite {
         pace: Pace,
         sides: (&mut impl Side, &mut impl Side),
     ) {
-        let ((placement, floor), (ours, base)) = (at, sides);
+        self.row(name, at, None, pace, sides);
+    }
+
+    /// One row whose ratio is to be `bar` at most: the row says whether it is.
+    pub fn hold(
+        &mut self,
+        name: &str,
+        at: (Placement, &str),
+        bar: f64,
+        pace: Pace,
+        sides: (&mut impl Side, &mut impl Side),
+    ) {
+        self.row(name, at, Some(bar), pace, sides);
+    }
+
+    /// One row, and its ratio if it was measured.
+    pub fn row(
+        &mut self,
+        name: &str,
+        at: (Placement, &str),
+        bar: Option<f64>,
+        pace: Pace,
+        sides: (&mut impl Side, &mut impl Side),
+    ) -> Option<Quartiles> {
         if self.effort == Effort::List
             || self.filter.as_ref().is_some_and(|word| !name.contains(word.as_str()))
         {
-            return;
+            return None;
         }
-        let found = paired(self.plan(pace), ours, base);
-        if let Some(report) = &mut self.report {
-            report.add(name, placement, floor, &found);
-        }
+        let found = paired(self.plan(pace), sides.0, sides.1);
+        let report = self.report.as_mut()?;
+        report.add(name, at, bar, &found);
+        Some(found.ratio)
     }
 
     /// Whether figures of `name` are wanted, not only a run to see that all works.
@@ -81,6 +104,13 @@ impl Suite {
     pub fn note(&self, line: &str) {
         if self.report.is_some() {
             println!("{line}");
+        }
+    }
+
+    /// A picture of ratios beside the table, if there are any.
+    pub fn plot(&self, title: &str, bars: &[(String, Quartiles)]) {
+        if let (Some(report), false) = (&self.report, bars.is_empty()) {
+            report.plot(title, bars);
         }
     }
 

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::returns;
+
 /// The limit, or the system, leaves no room for what was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NoMemory;
@@ -62,19 +64,18 @@ impl MemoryLimit {
         MemoryLimit::new(machine_memory(Path::new("/proc/meminfo")).unwrap_or(UNKNOWN_MEMORY))
     }
 
-    #[cfg(test)]
     pub(crate) fn limit(&self) -> u64 {
         self.0.limit
     }
 
-    #[cfg(test)]
     pub(crate) fn charged(&self) -> u64 {
         self.0.charged.load(Ordering::Relaxed)
     }
 
     /// Takes `bytes` until the charge is dropped.
     ///
-    /// Relaxed: the number guards nothing but itself, and no update of one word is ever lost.
+    /// The number guards nothing but itself. SeqCst for who waits for memory: either the waiter finds here what was given
+    /// back, or who gave it back finds the waiter (`blob/returns.rs`).
     pub(crate) fn charge(&self, bytes: u64) -> Result<Charge, NoMemory> {
         self.charge_within(bytes, self.0.limit)
     }
@@ -83,7 +84,7 @@ impl MemoryLimit {
     pub(crate) fn charge_within(&self, bytes: u64, limit: u64) -> Result<Charge, NoMemory> {
         self.0
             .charged
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |charged| {
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |charged| {
                 charged.checked_add(bytes).filter(|&sum| sum <= limit)
             })
             .map_err(|_| NoMemory)?;
@@ -96,9 +97,41 @@ impl MemoryLimit {
     ///
     /// Two threads at once may each count what the other is about to take, which errs on the side of refusing.
     pub(crate) fn charge_share(&self, own: &MemoryLimit, bytes: u64) -> Result<[Charge; 2], NoMemory> {
+        let left = |taken: u64| self.0.limit.saturating_sub(self.charged().saturating_add(taken));
+        own.look_for(bytes, left(bytes))?;
+        self.charge_after(bytes, || own.charge_within(bytes, left(0).min(own.0.limit)))
+    }
+
+    /// Takes `bytes` of this and of `own`, a part of it.
+    pub(crate) fn charge_both(&self, own: &MemoryLimit, bytes: u64) -> Result<[Charge; 2], NoMemory> {
+        own.look_for(bytes, own.0.limit)?;
+        self.charge_after(bytes, || own.charge(bytes))
+    }
+
+    /// Whether so many more bytes are within `limit` and the own one, at this moment.
+    fn look_for(&self, bytes: u64, limit: u64) -> Result<(), NoMemory> {
+        let sum = self.0.charged.load(Ordering::SeqCst).checked_add(bytes);
+        sum.filter(|&sum| sum <= limit.min(self.0.limit)).map(drop).ok_or(NoMemory)
+    }
+
+    /// Takes `bytes` of this, and then what `own` takes.
+    ///
+    /// Who waits for memory may meet what is given back at once if that fails, so that is announced. To be called only where
+    /// it should not fail: a waiter that went on announcing its own failure would never sleep.
+    fn charge_after(
+        &self,
+        bytes: u64,
+        own: impl FnOnce() -> Result<Charge, NoMemory>,
+    ) -> Result<[Charge; 2], NoMemory> {
         let shared = self.charge(bytes)?;
-        let left = self.0.limit.saturating_sub(self.0.charged.load(Ordering::Relaxed));
-        Ok([shared, own.charge_within(bytes, left)?])
+        match own() {
+            Ok(own) => Ok([shared, own]),
+            Err(NoMemory) => {
+                drop(shared);
+                returns::announce();
+                Err(NoMemory)
+            }
+        }
     }
 }
 
@@ -109,9 +142,18 @@ pub(crate) struct Charge {
     bytes: u64,
 }
 
+impl Charge {
+    /// Takes `bytes` out of it, to be given back by themselves; all that it has, if that is less.
+    pub(crate) fn split(&mut self, bytes: u64) -> Charge {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        Charge { account: Arc::clone(&self.account), bytes }
+    }
+}
+
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.account.charged.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.account.charged.fetch_sub(self.bytes, Ordering::SeqCst);
     }
 }
 
@@ -162,6 +204,20 @@ mod tests {
         assert_eq!(limit.charged(), 40);
         drop(forty);
         assert!(limit.charge(100).is_ok());
+    }
+
+    #[test]
+    fn a_part_of_a_charge_comes_back_by_itself() {
+        let limit = MemoryLimit::new(100);
+        let mut whole = limit.charge(60).unwrap();
+        let part = whole.split(20);
+        drop(whole);
+        assert_eq!(limit.charged(), 20);
+        let mut rest = part;
+        drop(rest.split(u64::MAX));
+        assert_eq!(limit.charged(), 0, "no more than there is");
+        drop(rest);
+        assert_eq!(limit.charged(), 0);
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! The other processes' segments, as announced on a lane, and how their bytes get here.
 //!
-//! Another process writes this memory whenever it likes. So no reference into it is made: a range is checked, copied,
-//! and only the copy is looked at.
+//! Another process writes this memory whenever it likes. So a range is checked, copied, and only the copy is looked at; but for
+//! blobs, which are bytes that their honest lender leaves alone.
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
+use std::ptr::NonNull;
+
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Weak};
 
@@ -50,6 +52,14 @@ impl Mapped {
 
     pub(crate) fn len(&self) -> usize {
         self.mapping.len()
+    }
+
+    /// The address of a byte; `offset` is at most the length.
+    #[inline]
+    pub(crate) fn at(&self, offset: usize) -> NonNull<u8> {
+        assert!(offset <= self.len(), "offset {offset} lies beyond the segment's {} bytes", self.len());
+        // SAFETY: within the mapping, or at its end.
+        unsafe { self.mapping.ptr().add(offset) }
     }
 
     /// `None` if any part of the range lies beyond the end.
@@ -213,6 +223,11 @@ struct Known {
 impl Mappings {
     pub(crate) fn new(segments: MemoryLimit, bytes: MemoryLimit) -> Mappings {
         Mappings { segments, bytes, known: Mutex::default() }
+    }
+
+    /// Bytes of other processes' memory that are mapped.
+    pub(crate) fn mapped_bytes(&self) -> u64 {
+        self.bytes.charged()
     }
 
     fn map(&self, fd: impl AsFd, len: u64, peer: &Holdings) -> Result<Arc<Mapped>, BadSegment> {

@@ -13,7 +13,7 @@ use crate::handshake::{
     FEATURES, Hello, LAYOUT, MESSAGE_MAX, Message, Refusal, Unreadable, VERSION, Welcome,
 };
 use crate::names::{Bound, Name};
-use crate::parcels::Parcels;
+use crate::parcels::Side;
 use crate::peer::Peer;
 use crate::proxy::{Lane, LaneParts, Link};
 use crate::ring::caller::CallerRing;
@@ -69,11 +69,9 @@ impl BusInner {
         let (response, doorbell) = receive_memory(fds)?;
         // SAFETY: both mappings have the sizes of the types, are page-aligned, and the lane keeps them as long as the ring.
         let ring = unsafe { CallerRing::new(request.ptr().cast(), response.ptr().cast()) };
-        let arena = self.arena_for(peer.credentials.uid);
         let lane = Lane::new(LaneParts {
             ring,
-            memory: [request, response],
-            parcels: Parcels::new(socket, self.segments(&peer), arena),
+            parcels: self.parcels(Side::Caller, socket, &peer, [request, response]),
             doorbell,
             peer,
             engine: self.engine,

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 
 use super::{AsyncInvocation, Handler, Invocation, MethodTable, Object, RequestBody};
+use crate::blob::arena::{Arena, MemoryLimit};
+use crate::wire::blob::{Blobs, Lent};
 use crate::wire::budget::Budget;
 use crate::wire::output::{Encoded, INLINE_BODY, Output, encode_request};
 
@@ -61,19 +63,23 @@ impl Echo {
 }
 
 /// One call, from encoding the arguments to the encoded answer.
-fn call<A: serde::Serialize>(table: &MethodTable, index: usize, arguments: &A) {
+fn call<A: serde::Serialize>(table: &MethodTable, arena: &Arena, index: usize, arguments: &A) {
     let mut request = [const { MaybeUninit::uninit() }; INLINE_BODY];
-    let Ok(Encoded::Inline(len)) = encode_request(arguments, &mut request, 1 << 20) else { panic!() };
+    let mut blobs = Blobs::new();
+    let encoded = encode_request(arguments, &mut request, 1 << 20, arena, &mut blobs);
+    let Ok(Encoded::Inline(len)) = encoded else { panic!() };
     // SAFETY: `encode_request` wrote the first `len` bytes.
     let body = unsafe { std::slice::from_raw_parts(request.as_ptr().cast::<u8>(), len) };
     let mut slot = [const { MaybeUninit::<u8>::uninit() }; 64];
     // SAFETY: `slot` outlives the output and is used by nothing else.
-    let mut output = unsafe { Output::new(NonNull::from(&mut slot).cast(), 64, 1 << 20) };
+    let mut output = unsafe { Output::new(NonNull::from(&mut slot).cast(), 64, 1 << 20, Some(arena)) };
     let budget = Budget::default();
     let concluded = match &table.methods()[index].handler {
-        Handler::Plain(run) => run(Invocation::new(body, &mut output, &budget)),
+        Handler::Plain(run) => {
+            run(Invocation::new(body, Lent { blobs: &blobs, backing: None }, &mut output, &budget))
+        }
         Handler::Async(start) => {
-            let mut future = start(AsyncInvocation::new(RequestBody::copy_of(body), output, budget));
+            let mut future = start(AsyncInvocation::new(RequestBody::copy_of(body), blobs, output, budget));
             match Pin::new(&mut future).poll(&mut Context::from_waker(Waker::noop())) {
                 std::task::Poll::Ready(completed) => completed.concluded,
                 std::task::Poll::Pending => panic!("`twice` does not wait"),
@@ -86,10 +92,11 @@ fn call<A: serde::Serialize>(table: &MethodTable, index: usize, arguments: &A) {
 #[test]
 fn a_hot_call_does_not_allocate() {
     let table = Object::table(Arc::new(Echo));
+    let arena = Arena::new(MemoryLimit::new(1 << 20));
     let all = || {
-        call(&table, 0, &(2.0f64, 0.5f64));
-        call(&table, 1, &("name", "bytes"));
-        call(&table, 2, &("name",));
+        call(&table, &arena, 0, &(2.0f64, 0.5f64));
+        call(&table, &arena, 1, &("name", "bytes"));
+        call(&table, &arena, 2, &("name",));
     };
     all();
     assert_eq!(allocations(all), 0);

@@ -4,7 +4,9 @@ use std::mem::MaybeUninit;
 
 use serde::{Deserialize, Serialize};
 
-use crate::wire::budget::{Budget, DecodeError, decode};
+use crate::blob::shared::Blob;
+use crate::wire::blob::{Blobs, Lent};
+use crate::wire::budget::{Budget, DecodeError, decode_with};
 use crate::wire::output::{EncodeError, INLINE_BODY, Output};
 
 /// Why a call has no result of the method's.
@@ -21,6 +23,8 @@ pub enum Refusal {
         /// The size asked for when encoding stopped.
         size: u64,
     },
+    /// There is no shared memory left for the result; the method ran.
+    NoMemory,
 }
 
 /// What a handler gives: that the output holds the result or the method's own error, or why it does not.
@@ -36,12 +40,13 @@ impl From<DecodeError> for Box<Refusal> {
     }
 }
 
-impl From<EncodeError> for Box<Refusal> {
+impl From<Box<EncodeError>> for Box<Refusal> {
     #[cold]
-    fn from(error: EncodeError) -> Self {
-        Box::new(match error {
+    fn from(error: Box<EncodeError>) -> Self {
+        Box::new(match *error {
             EncodeError::TooLarge { limit, size } => Refusal::TooLarge { limit, size },
-            EncodeError::Unencodable(why) => Refusal::BadResponse(why.to_owned()),
+            EncodeError::NoMemory => Refusal::NoMemory,
+            EncodeError::Unencodable(why) => Refusal::BadResponse(why),
         })
     }
 }
@@ -50,21 +55,22 @@ impl From<EncodeError> for Box<Refusal> {
 #[derive(Debug)]
 pub struct Invocation<'a> {
     body: &'a [u8],
+    lent: Lent<'a>,
     output: &'a mut Output,
     budget: &'a Budget,
 }
 
 impl<'a> Invocation<'a> {
-    /// A call with the encoded arguments `body`, answered into `output`.
+    /// A call with the encoded arguments `body` and what was lent with them, answered into `output`.
     #[inline]
-    pub(crate) fn new(body: &'a [u8], output: &'a mut Output, budget: &'a Budget) -> Self {
-        Invocation { body, output, budget }
+    pub(crate) fn new(body: &'a [u8], lent: Lent<'a>, output: &'a mut Output, budget: &'a Budget) -> Self {
+        Invocation { body, lent, output, budget }
     }
 
     /// The arguments, borrowing from the request where `T` does.
     #[inline]
     pub fn arguments<T: Deserialize<'a>>(&self) -> Result<T, Box<Refusal>> {
-        Ok(decode(self.body, self.budget)?)
+        Ok(decode_with(self.body, self.lent, self.budget)?)
     }
 
     /// Answers with a result.
@@ -91,7 +97,6 @@ fn answer_result<T: Serialize, E: Serialize>(output: &mut Output, result: &Resul
 
 /// The encoded arguments of an async call, owned by its future.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "it is in place so that a hot call does not allocate")]
 pub(crate) enum RequestBody {
     /// Small ones, in place.
     Inline {
@@ -101,16 +106,14 @@ pub(crate) enum RequestBody {
         len: usize,
     },
     /// Larger ones.
-    Heap(Vec<u8>),
+    Large(Blob),
 }
 
 impl RequestBody {
-    /// A copy of `body`; on the heap only if it does not fit in place.
+    /// A copy of a body that came in its cell.
     #[inline]
     pub(crate) fn copy_of(body: &[u8]) -> RequestBody {
-        if body.len() > INLINE_BODY {
-            return RequestBody::Heap(body.to_vec());
-        }
+        assert!(body.len() <= INLINE_BODY, "a cell has no room for {} bytes", body.len());
         let mut bytes = [const { MaybeUninit::uninit() }; INLINE_BODY];
         for (to, from) in bytes.iter_mut().zip(body) {
             to.write(*from);
@@ -126,7 +129,16 @@ impl RequestBody {
                 // `len` is at most the array's length; the reference lives no longer than the array's.
                 unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), *len) }
             }
-            RequestBody::Heap(bytes) => bytes,
+            RequestBody::Large(blob) => blob,
+        }
+    }
+
+    /// What the body lies in, so that parts of it can be kept without a copy.
+    #[inline]
+    fn backing(&self) -> Option<&Blob> {
+        match self {
+            RequestBody::Large(blob) => Some(blob),
+            RequestBody::Inline { .. } => None,
         }
     }
 }
@@ -135,21 +147,23 @@ impl RequestBody {
 #[derive(Debug)]
 pub struct AsyncInvocation {
     body: RequestBody,
+    blobs: Blobs,
     output: Output,
     budget: Budget,
 }
 
 impl AsyncInvocation {
-    /// A call with the encoded arguments `body`, answered into `output`.
+    /// A call with the encoded arguments `body` and what was lent with them, answered into `output`.
     #[inline]
-    pub(crate) fn new(body: RequestBody, output: Output, budget: Budget) -> Self {
-        AsyncInvocation { body, output, budget }
+    pub(crate) fn new(body: RequestBody, blobs: Blobs, output: Output, budget: Budget) -> Self {
+        AsyncInvocation { body, blobs, output, budget }
     }
 
     /// Splits into what the arguments borrow from and what is answered into.
     #[inline]
     pub fn split(self) -> (AsyncRequest, AsyncAnswer) {
-        (AsyncRequest { body: self.body, budget: self.budget }, AsyncAnswer { output: self.output })
+        let AsyncInvocation { body, blobs, output, budget } = self;
+        (AsyncRequest { body, blobs, budget }, AsyncAnswer { output })
     }
 }
 
@@ -157,6 +171,7 @@ impl AsyncInvocation {
 #[derive(Debug)]
 pub struct AsyncRequest {
     body: RequestBody,
+    blobs: Blobs,
     budget: Budget,
 }
 
@@ -164,7 +179,8 @@ impl AsyncRequest {
     /// The arguments, borrowing from the request where `T` does.
     #[inline]
     pub fn arguments<'a, T: Deserialize<'a>>(&'a self) -> Result<T, Box<Refusal>> {
-        Ok(decode(self.body.as_bytes(), &self.budget)?)
+        let lent = Lent { blobs: &self.blobs, backing: self.body.backing() };
+        Ok(decode_with(self.body.as_bytes(), lent, &self.budget)?)
     }
 }
 
@@ -211,7 +227,7 @@ mod tests {
 
     #[test]
     fn an_owned_body_is_the_copied_one_at_every_size() {
-        for len in [0, 1, INLINE_BODY - 1, INLINE_BODY, INLINE_BODY + 1, 5000] {
+        for len in [0, 1, INLINE_BODY - 1, INLINE_BODY] {
             let body: Vec<u8> = (0..len).map(|i| i as u8).collect();
             assert_eq!(RequestBody::copy_of(&body).as_bytes(), body);
         }
@@ -220,7 +236,12 @@ mod tests {
     #[test]
     fn an_async_request_lends_its_arguments() {
         let body = postcard::to_stdvec(&("name", 7u32)).unwrap();
-        let call = AsyncInvocation::new(RequestBody::copy_of(&body), Output::heap(100), Budget::default());
+        let call = AsyncInvocation::new(
+            RequestBody::copy_of(&body),
+            Blobs::new(),
+            Output::heap(100),
+            Budget::default(),
+        );
         let (request, answer) = call.split();
         assert_eq!(request.arguments::<(&str, u32)>().unwrap(), ("name", 7));
         let completed = answer.answer_result(&Err::<(), _>("no"));
@@ -232,7 +253,8 @@ mod tests {
     fn a_result_over_the_limit_is_refused() {
         let budget = Budget::default();
         let mut output = Output::heap(4);
-        let refused = Invocation::new(&[], &mut output, &budget).answer("hello").unwrap_err();
+        let refused =
+            Invocation::new(&[], Lent::default(), &mut output, &budget).answer("hello").unwrap_err();
         assert!(matches!(*refused, Refusal::TooLarge { limit: 4, size: 5..=6 }), "{refused:?}");
         assert!(output.is_empty());
     }

@@ -1,5 +1,6 @@
 //! The macros' code at work, without any bus: handlers called directly, proxies compared with objects.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::error::Error;
 use std::io;
@@ -12,7 +13,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{AsyncInvocation, Handler, Invocation, MethodTable, Object, Proxy, Refusal, RequestBody};
+use crate::blob::shared::Blob;
 use crate::object::invocation::Concluded;
+use crate::wire::blob::{Blobs, Lent};
 use crate::wire::budget::{Budget, decode};
 use crate::wire::output::Output;
 use crate::{BusError, RemoteError};
@@ -23,9 +26,10 @@ fn call<A: Serialize>(table: &MethodTable, name: &str, arguments: &A) -> (Conclu
     let budget = Budget::default();
     let mut output = Output::heap(1 << 20);
     let concluded = match &table.methods()[table.find_name(name).expect("the method is there")].handler {
-        Handler::Plain(run) => run(Invocation::new(&body, &mut output, &budget)),
+        Handler::Plain(run) => run(Invocation::new(&body, Lent::default(), &mut output, &budget)),
         Handler::Async(start) => {
-            let mut future = start(AsyncInvocation::new(RequestBody::copy_of(&body), output, budget));
+            let mut future =
+                start(AsyncInvocation::new(RequestBody::copy_of(&body), Blobs::new(), output, budget));
             let Poll::Ready(completed) = Pin::new(&mut future).poll(&mut Context::from_waker(Waker::noop()))
             else {
                 panic!("the tests' methods do not wait")
@@ -336,4 +340,55 @@ fn a_description_travels_and_a_forged_one_still_prints() {
     assert_eq!(decode::<crate::Description>(&body, &Budget::default()).as_ref(), Ok(&description));
     description.types.clear();
     assert!(description.to_string().contains("fn buy(item: ?) -> Result<u32, ?>;"));
+}
+
+struct Store;
+
+#[crate::object]
+impl Store {
+    pub fn buffers(&self, boxed: Box<[u8]>, cow: Cow<'_, [u8]>, more: (&[u8], Option<&[u8]>)) -> Box<[u8]> {
+        [&boxed, &*cow, more.0, more.1.unwrap_or_default()].concat().into()
+    }
+
+    pub fn swap(&self, blobs: (Blob, Option<Blob>)) -> Result<Vec<Blob>, ShopError> {
+        let (first, second) = blobs;
+        Ok(second.into_iter().chain([first]).collect())
+    }
+
+    pub async fn part(&self, whole: &Blob, data: &[u8]) -> Blob {
+        whole.slice(..data.len())
+    }
+}
+
+#[test]
+fn byte_buffers_travel_however_they_are_spelt() {
+    let table = Object::table(Arc::new(Store));
+    let arguments = (&[1u8][..], &[2u8][..], (&[3u8][..], Some(&[4u8][..])));
+    assert_eq!(returned::<_, Vec<u8>>(&table, "buffers", &arguments), [1, 2, 3, 4]);
+}
+
+#[test]
+fn blobs_pass_through_methods_uncopied() {
+    let table = Object::table(Arc::new(Store));
+    let handler = |name| &table.methods()[table.find_name(name).unwrap()].handler;
+    let lent = [Blob::copy_of(b"first"), Blob::copy_of(b"second")];
+    let budget = Budget::default();
+
+    let mut output = Output::heap(1 << 20);
+    let Handler::Plain(swap) = handler("swap") else { panic!() };
+    let call = Lent { blobs: &lent, backing: None };
+    swap(Invocation::new(&[1, 1, 2], call, &mut output, &budget)).unwrap();
+    let (swapped, body) = (output.take_blobs().collect::<Vec<_>>(), output.spill().unwrap());
+    assert_eq!(body, [2, 1, 2]);
+    assert!(swapped[0].as_ptr() == lent[1].as_ptr() && swapped[1].as_ptr() == lent[0].as_ptr());
+
+    let Handler::Async(part) = handler("part") else { panic!() };
+    // The whole body lies in a lent buffer.
+    let body = RequestBody::Large(Blob::copy_of(&[1, 2, 0, 0]));
+    let call = AsyncInvocation::new(body, lent.into_iter().collect(), Output::heap(100), budget);
+    let Poll::Ready(mut completed) = Pin::new(&mut part(call)).poll(&mut Context::from_waker(Waker::noop()))
+    else {
+        panic!("`part` does not wait")
+    };
+    assert_eq!(completed.output.take_blobs().next().unwrap()[..], *b"fi");
 }

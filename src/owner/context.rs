@@ -5,8 +5,11 @@ use std::ptr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::blob::error::AllocError;
+use crate::blob::exclusive::BlobMut;
 use crate::owner::lane::OwnerLane;
 use crate::ring::layout::CHAIN_WORDS;
+use crate::ring::owner::Request;
 use crate::sys::clock;
 
 /// The call being served, for the method that serves it.
@@ -46,6 +49,8 @@ pub(crate) struct Frame<'a> {
     pub one_way: bool,
     pub deadline_ms: u32,
     pub chain: [u64; CHAIN_WORDS],
+    /// The request; an async method that goes on elsewhere has none any more.
+    pub request: Option<&'a Request>,
 }
 
 thread_local! {
@@ -103,6 +108,16 @@ fn with_frame<R>(frame: *const Frame<'static>, f: impl FnOnce(&Frame<'_>) -> R) 
     unsafe { frame.as_ref() }.map(f)
 }
 
+/// Takes back what the request being served gives back, which else waits until its method has run: memory is short.
+pub(crate) fn take_back_returned() {
+    let frame = CURRENT.get();
+    if !frame.is_null() {
+        let _none = with_frame(frame, |frame| {
+            frame.request.into_iter().for_each(|request| frame.lane.take_back_returned(request));
+        });
+    }
+}
+
 impl Frame<'_> {
     /// The chain grows by this call's object; of a full one the oldest entry is forgotten.
     fn inherit(&self) -> Inherited {
@@ -138,6 +153,7 @@ impl Served {
             one_way: self.one_way,
             deadline_ms: self.deadline_ms,
             chain: self.chain,
+            request: None,
         }
     }
 }
@@ -188,5 +204,35 @@ impl CallContext {
     /// The name under which the object serving the call is published.
     pub fn object_name(&self) -> &str {
         self.0.lane.object.name()
+    }
+
+    /// Shared memory for a blob in the answer, as [`Bus::alloc`](crate::Bus::alloc) gives it, but to be lent to processes of the
+    /// caller's user. What was allocated for one user is copied when it is sent to another.
+    ///
+    /// ```
+    /// use objbus::{AllocError, Blob, Bus, CallContext};
+    ///
+    /// struct Screen;
+    /// impl Screen {
+    ///     /// All white.
+    ///     fn shot(&self, bus: &Bus) -> Result<Blob, AllocError> {
+    ///         let mut shot = match CallContext::current() {
+    ///             Some(call) => call.alloc(640 * 480)?,
+    ///             None => bus.alloc(640 * 480)?, // called from inside this process
+    ///         };
+    ///         shot.fill(0xff);
+    ///         Ok(shot.freeze())
+    ///     }
+    /// }
+    /// # assert!(Screen.shot(&Bus::in_memory()).unwrap().iter().all(|&byte| byte == 0xff));
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`Bus::alloc`](crate::Bus::alloc), and [`AllocError::Closed`] if the bus that the object was published through is
+    /// gone, which may be when the call is over.
+    pub fn alloc(&self, len: usize) -> Result<BlobMut, AllocError> {
+        let bus = self.0.lane.object.bus.upgrade().ok_or(AllocError::Closed)?;
+        bus.alloc_for(self.uid(), len)
     }
 }

@@ -3,7 +3,6 @@
 //! In order: is it admitted; may the object run it now; say that it begins; run it; answer. Every request that was taken
 //! is answered exactly once: here, or by the ticket of an async method that goes on elsewhere.
 
-use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,17 +14,17 @@ use super::hosted::{Hosted, MethodState};
 use super::lane::OwnerLane;
 use super::permits::Queued;
 use super::pool::Worker;
+use super::respond::{Response, Stage, publish, publish_output, status_of};
 use super::task::Task;
-use crate::blob::arena::Chunk;
 use crate::blob::limit::{Charge, NoMemory};
 use crate::error::Executed;
-use crate::object::{AsyncInvocation, Completed, Handler, Invocation, PooledFuture, Refusal, RequestBody};
-use crate::panics::contain;
-use crate::parcels::{News, PackError, UnpackError};
-use crate::ring::layout::{NO_CPU, RESPONSE_BODY, RequestMeta, ResponseMeta, Spill};
+use crate::object::{AsyncInvocation, Completed, Handler, Invocation, PooledFuture, RequestBody};
+use crate::parcels::{Opened, UnpackError};
+use crate::ring::layout::{NO_CPU, RESPONSE_BODY, RequestMeta, ResponseMeta};
 use crate::ring::owner::Request;
 use crate::status::{Refused, Status};
 use crate::sys::{clock, cpu};
+use crate::wire::blob::Lent;
 use crate::wire::output::Output;
 
 /// A method that took longer than this runs with its worker's other lanes handed over.
@@ -36,49 +35,16 @@ const TIMED_RUNS: u32 = 64;
 /// The key under which every object describes itself; no method's key is a number this small.
 pub(crate) const DESCRIBE_KEY: u64 = 1;
 
-/// How a call ended: a status, and what stands in the output.
-pub(crate) struct Response {
-    status: Status,
-    /// The encoded result or error, or what the bus has to say instead.
-    body: Result<Output, Refused>,
-}
-
-impl Response {
-    pub fn refused(refused: Refused) -> Response {
-        Response { status: Status::Refused, body: Err(refused) }
-    }
-
-    pub fn completed(Completed { output, concluded }: Completed) -> Response {
-        match concluded {
-            Ok(()) => Response { status: status_of(&output), body: Ok(output) },
-            Err(refusal) => Response::refused((*refusal).into()),
-        }
-    }
-
-    pub fn panicked(object: &Hosted, panic: Box<dyn Any + Send>) -> Response {
-        Response::refused(panicked(object, panic))
-    }
-}
-
-#[inline(always)]
-fn status_of(output: &Output) -> Status {
-    if output.is_error() { Status::Failed } else { Status::Returned }
-}
-
-impl From<Refusal> for Refused {
-    #[cold]
-    fn from(refusal: Refusal) -> Refused {
-        match refusal {
-            Refusal::BadRequest(reason) => Refused::BadRequest(reason),
-            Refusal::BadResponse(reason) => Refused::BadResponse(reason),
-            Refusal::TooLarge { limit, size } => Refused::TooLargeResponse { limit, size },
-        }
-    }
-}
-
 /// Serves a request that was just taken; its answer, if it is given here, is noted at the worker.
 #[inline(always)]
 pub(crate) fn serve(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request) {
+    serve_admitted(worker, lane, request);
+    // Now the caller is busy with its answer; before a method that may take long, or that finds no memory, this was done.
+    lane.take_back_returned(request);
+}
+
+#[inline(always)]
+fn serve_admitted(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request) {
     match admit(worker, lane, request) {
         Ok(index) if !lane.object.permits.is_limited() => run(worker, lane, request, index),
         Ok(index) => serve_limited(worker, lane, request, index),
@@ -126,11 +92,17 @@ fn serve_limited(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, 
     if permits.try_take() {
         return run(worker, lane, request, index);
     }
+    lane.take_back_returned(request);
     let queued = Queued { lane: Arc::clone(lane), request: Box::new(request.clone()) };
     if let Some(next) = permits.queue(queued) {
         // It may be of another lane, and the answers noted so far are of this one.
         lane.after_answers(worker.take_answered());
         serve_queued(worker, next);
+    }
+    // Who withdraws the object says so and then empties the queue: either it found the request there, or we see that it came
+    // too late, and the request would wait for a running method only to be refused.
+    if lane.object.is_withdrawn() {
+        permits.drain().into_iter().for_each(refuse_withdrawn);
     }
 }
 
@@ -169,39 +141,38 @@ fn run(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, index: usi
         // The method may take long, and who waits for an answer before it is not to wait for that.
         lane.after_beginning(worker.take_answered());
     }
-    let mut unpacked = None;
-    let body = match request.spill() {
-        None => request.body(),
-        Some(spill) => match unpack(lane, request, spill) {
-            Ok(spilled) => &unpacked.insert(spilled).0,
-            Err(refused) => {
-                if one_way {
-                    answer_taken(worker, lane, request);
-                }
-                return finish(worker, lane, request, Response::refused(refused));
-            }
-        },
-    };
+    let opened = (!request.is_plain()).then(|| open(lane, request)).transpose();
     if one_way {
-        // Not before the body is copied out: the answer gives the caller its memory back.
+        // Not before what it lends is held or copied: with the last answer the lane may end, and with that the leases.
         answer_taken(worker, lane, request);
     }
-    let clock = Stopwatch::start(worker, lane, index);
+    let opened = match opened {
+        Ok(opened) => opened,
+        Err(refused) => return finish(worker, lane, request, Response::refused(refused)),
+    };
+    let (body, lent) = match &opened {
+        None => (request.body(), Lent::default()),
+        Some((opened, _)) => (opened.body.as_deref().unwrap_or(request.body()), opened.lent()),
+    };
+    let clock = Stopwatch::start(worker, lane, request, index);
     match &lane.object.table.methods()[index].handler {
         Handler::Plain(handler) => {
-            let mut output = output_for(lane, request, one_way);
+            let mut stage = Stage::new();
+            let is_staged = lane.object.methods[index].lends.load(Ordering::Relaxed) && !one_way;
+            let mut output = if is_staged { stage.output(lane) } else { output_for(lane, request, one_way) };
             let concluded = {
                 let frame = frame_of(lane, request, one_way);
-                let call = Invocation::new(body, &mut output, &lane.object.budget);
+                let call = Invocation::new(body, lent, &mut output, &lane.object.budget);
                 context::enter(&frame, || catch_unwind(AssertUnwindSafe(|| handler(call))))
             };
             clock.stop();
             // Before the answer: who has it may send as much again at once.
-            drop(unpacked);
+            drop(opened);
             match concluded {
-                Ok(Ok(())) if is_in_place(&output, request) => {
+                Ok(Ok(())) if is_in_place(&output, request) && !is_staged => {
                     answer_in_place(worker, lane, request, &output)
                 }
+                Ok(Ok(())) if !one_way => answer_lending(worker, lane, request, index, &mut output),
                 Ok(concluded) => {
                     finish(worker, lane, request, Response::completed(Completed { output, concluded }));
                 }
@@ -209,12 +180,10 @@ fn run(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, index: usi
             }
         }
         Handler::Async(handler) => {
-            let call = AsyncInvocation::new(
-                RequestBody::copy_of(body),
-                output_for(lane, request, one_way),
-                lane.object.budget,
-            );
-            let charge = unpacked.map(|(_, charge)| charge);
+            let (opened, charge) = opened.unwrap_or_default();
+            let body = opened.body.map_or_else(|| RequestBody::copy_of(request.body()), RequestBody::Large);
+            let output = output_for(lane, request, one_way);
+            let call = AsyncInvocation::new(body, opened.blobs, output, lane.object.budget);
             run_async(worker, lane, request, (one_way, clock, charge), || handler(call));
         }
     }
@@ -229,10 +198,17 @@ struct Stopwatch<'a> {
 impl<'a> Stopwatch<'a> {
     /// Before a method not known to be short the worker hands over what it would hide.
     #[inline(always)]
-    fn start(worker: &mut Worker, lane: &'a Arc<OwnerLane>, index: usize) -> Stopwatch<'a> {
+    fn start(
+        worker: &mut Worker,
+        lane: &'a Arc<OwnerLane>,
+        request: &Request,
+        index: usize,
+    ) -> Stopwatch<'a> {
         let state = &lane.object.methods[index];
         let is_short = state.short.load(Ordering::Relaxed);
         if !is_short {
+            // It may wait for a thread that waits for that very memory.
+            lane.take_back_returned(request);
             worker.before_long_method(lane);
         }
         let began_ns = (!is_short || worker.is_nth_run(TIMED_RUNS)).then(clock::now_ns);
@@ -291,7 +267,7 @@ fn run_async(
 /// Whether the result of a method stands in the slot already.
 #[inline(always)]
 fn is_in_place(output: &Output, request: &Request) -> bool {
-    output.spill().is_none() && !request.meta.has(RequestMeta::ONE_WAY)
+    output.is_plain() && !request.meta.has(RequestMeta::ONE_WAY)
 }
 
 /// Answers after a method whose result [stands in the slot](is_in_place).
@@ -302,8 +278,27 @@ fn answer_in_place(worker: &mut Worker, lane: &OwnerLane, request: &Request, out
     give_back(&lane.object);
 }
 
+/// Answers after a method whose result lends something, or did not fit its slot.
+#[inline(never)]
+fn answer_lending(
+    worker: &mut Worker,
+    lane: &OwnerLane,
+    request: &Request,
+    index: usize,
+    output: &mut Output,
+) {
+    let (lends, now) = (&lane.object.methods[index].lends, output.blob_count() != 0);
+    if lends.load(Ordering::Relaxed) != now {
+        lends.store(now, Ordering::Relaxed);
+    }
+    lane.count_good_request();
+    publish_output(lane, request.slot(), request.wanted, status_of(output), output);
+    worker.note_answer(request.slot());
+    give_back(&lane.object);
+}
+
 #[inline(always)]
-fn frame_of<'a>(lane: &'a Arc<OwnerLane>, request: &Request, one_way: bool) -> Frame<'a> {
+fn frame_of<'a>(lane: &'a Arc<OwnerLane>, request: &'a Request, one_way: bool) -> Frame<'a> {
     Frame {
         lane,
         slot: request.slot(),
@@ -311,45 +306,55 @@ fn frame_of<'a>(lane: &'a Arc<OwnerLane>, request: &Request, one_way: bool) -> F
         one_way,
         deadline_ms: request.deadline_ms,
         chain: request.chain(),
+        request: Some(request),
     }
 }
 
 /// Where the result is encoded: into the call's slot, or, since nobody reads it, on the heap for a one-way call.
 #[inline(always)]
 fn output_for(lane: &OwnerLane, request: &Request, one_way: bool) -> Output {
-    let limit = lane.object.rules.limits.body_bytes;
+    let (limit, slot) = (lane.object.rules.limits.body_bytes, lane.ring.response_body(request.slot()));
     if one_way {
         return Output::heap(limit);
     }
     // SAFETY: the slot's body is ours from taking the request until answering it, which the counts of both guard even
     // against a caller that names the slot twice; the memory is mapped as long as the lane, which the worker, or the
-    // ticket of the task, holds for longer than the output.
-    unsafe { Output::new(lane.ring.response_body(request.slot()), RESPONSE_BODY, limit) }
+    // ticket of the task, holds for longer than the output; the lane holds the arena as well.
+    unsafe { Output::new(slot, RESPONSE_BODY, limit, Some(lane.parcels.arena())) }
 }
 
-/// Copies a spilled body out, and takes its size of what its caller may have in flight.
+/// Borrows what a request lends, and takes the size of its body of what its caller may have in flight.
 #[cold]
-fn unpack(lane: &OwnerLane, request: &Request, spill: Option<Spill>) -> Result<(Vec<u8>, Charge), Refused> {
-    let limit = lane.object.rules.limits.body_bytes;
-    let size = u64::from(request.len);
-    let garbled = || Refused::BadRequest("the body lies outside of the memory announced".to_owned());
-    let Some(spill) = spill else {
-        lane.violate();
-        return Err(garbled());
-    };
-    if size > limit {
-        return Err(Refused::TooLargeRequest { limit, size });
-    }
-    let charge = lane.charge(size).map_err(|NoMemory| Refused::Overloaded)?;
-    let mut news = News::default();
-    let bytes = lane.parcels.unpack(spill, &mut news).map_err(|error| match error {
+fn open(lane: &OwnerLane, request: &Request) -> Result<(Opened, Option<Charge>), Refused> {
+    let charge = charge_for(lane, request).inspect_err(|_| discard(lane, request))?;
+    let (spill, len, lent) = (request.spill(), request.len.into(), request.lent);
+    let opened = lane.parcels.open(spill, len, lent, request.loans(), |bytes| lane.charge(bytes));
+    let opened = opened.map_err(|error| match error {
+        UnpackError::Limit => Refused::Overloaded,
         UnpackError::NoMemory => Refused::NoMemory { executed: Executed::No },
         UnpackError::Violation => {
             lane.violate();
-            garbled()
+            Refused::BadRequest("it lies outside of the memory announced".to_owned())
         }
     })?;
-    Ok((bytes, charge))
+    Ok((opened, charge))
+}
+
+fn charge_for(lane: &OwnerLane, request: &Request) -> Result<Option<Charge>, Refused> {
+    let (limit, size) = (lane.object.rules.limits.body_bytes, u64::from(request.len));
+    if !request.meta.has(RequestMeta::SPILLED) {
+        return Ok(None);
+    }
+    if size > limit {
+        return Err(Refused::TooLargeRequest { limit, size });
+    }
+    lane.charge(size).map(Some).map_err(|NoMemory| Refused::Overloaded)
+}
+
+/// Gives back what a request lends that nobody looks at.
+#[cold]
+fn discard(lane: &OwnerLane, request: &Request) {
+    lane.parcels.discard(request.spill(), request.len.into(), request.lent, request.loans());
 }
 
 /// The empty answer that a one-way call gets when it is taken.
@@ -362,7 +367,7 @@ fn answer_taken(worker: &mut Worker, lane: &OwnerLane, request: &Request) {
 #[inline(always)]
 fn answer_inline(worker: &mut Worker, lane: &OwnerLane, request: &Request, status: Status, len: usize) {
     let meta = ResponseMeta { status: status as u8, flags: 0, cpu: cpu::current() };
-    lane.answer(request.slot(), request.wanted, meta, len as u32);
+    lane.answer(request.slot(), request.wanted, meta, len as u32, 0);
     worker.note_answer(request.slot());
 }
 
@@ -370,6 +375,9 @@ fn answer_inline(worker: &mut Worker, lane: &OwnerLane, request: &Request, statu
 #[cold]
 #[inline(never)]
 fn refuse(worker: &mut Worker, lane: &OwnerLane, request: &Request, refused: Refused) {
+    if !request.is_plain() {
+        discard(lane, request);
+    }
     if request.meta.has(RequestMeta::ONE_WAY) {
         return answer_taken(worker, lane, request);
     }
@@ -404,7 +412,9 @@ fn finish(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, respons
         drop(response);
         lane.object.end_background();
     } else {
-        publish(lane, request.slot(), request.wanted, response);
+        // As part of the call: what the answer lends may need what the request gives back.
+        let frame = frame_of(lane, request, one_way);
+        context::enter(&frame, || publish(lane, request.slot(), request.wanted, response));
         worker.note_answer(request.slot());
     }
     if too_many {
@@ -430,100 +440,14 @@ pub(crate) fn answer_aside(served: &Served, response: Response, has_permit: bool
 
 /// Answers a request that waited in the queue of an object that is now withdrawn.
 pub(crate) fn refuse_withdrawn(Queued { lane, request }: Queued) {
+    if !request.is_plain() {
+        discard(&lane, &request);
+    }
     if !request.meta.has(RequestMeta::ONE_WAY) {
         publish(&lane, request.slot(), request.wanted, Response::refused(Refused::Unpublished));
     } else {
         let meta = ResponseMeta { status: Status::Taken as u8, flags: 0, cpu: NO_CPU };
-        lane.answer(request.slot(), request.wanted, meta, 0);
+        lane.answer(request.slot(), request.wanted, meta, 0, 0);
     }
     lane.after_answers(1 << request.slot());
-}
-
-/// Puts a response into its slot and publishes it, through the arena if it is big.
-fn publish(lane: &OwnerLane, slot: usize, wanted: u32, Response { status, body }: Response) {
-    match body {
-        Ok(output) => match output.spill() {
-            None => answer_len(lane, slot, wanted, status, 0, output.len()),
-            Some(bytes) => publish_spilled(lane, slot, wanted, status, bytes),
-        },
-        Err(refused) => publish_refused(lane, slot, wanted, &refused),
-    }
-}
-
-fn answer_len(lane: &OwnerLane, slot: usize, wanted: u32, status: Status, flags: u8, len: usize) {
-    let meta = ResponseMeta { status: status as u8, flags, cpu: cpu::current() };
-    lane.answer(slot, wanted, meta, len as u32);
-}
-
-fn publish_spilled(lane: &OwnerLane, slot: usize, wanted: u32, status: Status, bytes: &[u8]) {
-    if u32::try_from(bytes.len()).is_err() {
-        let (limit, size) = (u64::from(u32::MAX), bytes.len() as u64);
-        return publish_refused(lane, slot, wanted, &Refused::TooLargeResponse { limit, size });
-    }
-    match pack(lane, bytes) {
-        Ok(packed) => publish_packed(lane, slot, wanted, status, packed),
-        Err(NoMemory) => publish_refused(lane, slot, wanted, &Refused::NoMemory { executed: Executed::Yes }),
-    }
-}
-
-/// Copies a response into the arena, and takes its size of what its caller may have in flight.
-fn pack(lane: &OwnerLane, bytes: &[u8]) -> Result<(Spill, Chunk, Charge), NoMemory> {
-    let charge = lane.charge(bytes.len() as u64)?;
-    let packed = lane.parcels.pack(bytes).or_else(|error| {
-        // Memory may lie in answers, of any object, that callers have copied out and nobody has collected.
-        if let (PackError::NoMemory, Some(bus)) = (error, lane.object.bus.upgrade()) {
-            bus.sweep_spilled();
-        }
-        lane.parcels.pack(bytes)
-    });
-    let (spill, chunk) = packed.map_err(|_| NoMemory)?;
-    Ok((spill, chunk, charge))
-}
-
-/// Publishes a response whose body was packed into the arena.
-fn publish_packed(
-    lane: &OwnerLane,
-    slot: usize,
-    wanted: u32,
-    status: Status,
-    (spill, chunk, charge): (Spill, Chunk, Charge),
-) {
-    let len = spill.len as usize;
-    lane.ring.write_response(slot, &spill.to_words());
-    lane.keep_spilled(slot, wanted, chunk, charge);
-    answer_len(lane, slot, wanted, status, ResponseMeta::SPILLED, len);
-}
-
-fn publish_refused(lane: &OwnerLane, slot: usize, wanted: u32, refused: &Refused) {
-    let mut output = Output::heap(u64::MAX);
-    // The longest of them are a panic's message or a decoder's sentence.
-    let encoded = output.encode(refused).is_ok();
-    let bytes = output.spill().filter(|_| encoded).unwrap_or_default();
-    if bytes.len() > RESPONSE_BODY {
-        return publish_spilled_refusal(lane, slot, wanted, bytes);
-    }
-    lane.ring.write_response_bytes(slot, bytes);
-    answer_len(lane, slot, wanted, Status::Refused, 0, bytes.len());
-}
-
-fn publish_spilled_refusal(lane: &OwnerLane, slot: usize, wanted: u32, bytes: &[u8]) {
-    match pack(lane, bytes) {
-        Ok(packed) => publish_packed(lane, slot, wanted, Status::Refused, packed),
-        Err(NoMemory) => {
-            publish_refused(lane, slot, wanted, &Refused::NoMemory { executed: Executed::Unknown })
-        }
-    }
-}
-
-/// What a panic says, and what it does to the object.
-#[cold]
-fn panicked(object: &Hosted, panic: Box<dyn Any + Send>) -> Refused {
-    let message = match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
-        (Some(message), _) => (*message).to_owned(),
-        (_, Some(message)) => message.clone(),
-        _ => "a value that is no text".to_owned(),
-    };
-    contain(|| drop(panic));
-    object.note_panic(&message);
-    Refused::Panicked(message)
 }

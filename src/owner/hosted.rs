@@ -16,6 +16,7 @@ use crate::bus::BusInner;
 use crate::engine::Engine;
 use crate::object::MethodTable;
 use crate::panics::contain;
+use crate::parcels::Parcels;
 use crate::park::wake_all;
 use crate::ring::layout::{CLOSING, OPEN, REPLACED};
 use crate::sys::socket::Credentials;
@@ -42,7 +43,8 @@ use crate::wire::key::name_hash;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Callers (processes times buses opened in them) that an object serves at once; beyond: `TooManyCallers`.
+    /// Callers (processes times buses opened in them) that an object serves at once; beyond: `TooManyCallers`. One that is
+    /// gone counts as long as it holds a blob that it was lent, or this process one of its.
     pub lanes: usize,
     /// Of these, how many one process may hold.
     pub lanes_per_process: usize,
@@ -52,7 +54,8 @@ pub struct Limits {
     pub body_bytes: u64,
     /// Bytes of all requests of one process that run, and of all responses to it that it has not taken, over all its lanes
     /// and all objects of this process; beyond: `Overloaded` before the method runs, `NoMemory` for a result. Bodies that
-    /// fit a ring's cell do not count. No single body can be larger than this.
+    /// fit a ring's cell do not count; blobs of requests do where they are [copied on arrival](crate::CopyOnArrival), for as long
+    /// as a copy is held. No single body can be larger than this.
     pub in_flight_bytes: u64,
     /// Bytes that decoding any request may allocate; beyond: `BadRequest`.
     pub decode_bytes: u64,
@@ -106,6 +109,8 @@ pub(crate) struct Rules {
 pub(crate) struct MethodState {
     /// Its last measured run took no longer than a few microseconds, so it may run without handing lanes over.
     pub short: AtomicBool,
+    /// Its last result lent something, so the next is encoded aside: see [`Stage`](super::respond::Stage).
+    pub lends: AtomicBool,
 }
 
 pub(crate) struct Hosted {
@@ -124,6 +129,8 @@ pub(crate) struct Hosted {
     closing: AtomicU32,
     poison: OnceLock<String>,
     lanes: Mutex<HashMap<u64, Arc<OwnerLane>>>,
+    /// Connections of former lanes that what is lent, either way, may still hold open.
+    lent: Mutex<Vec<Weak<Parcels>>>,
     /// Async methods under way, so that a withdrawn caller's can be polled again to see it.
     pub tasks: Mutex<HashMap<u64, Weak<Task>>>,
     /// One-way calls being run: they are answered already, so no slot shows them.
@@ -147,7 +154,11 @@ impl Hosted {
         // A body beyond what a caller may have in flight would be told to come again later, for ever.
         let limits = &mut parts.rules.limits;
         limits.body_bytes = limits.body_bytes.min(limits.in_flight_bytes);
-        let methods = parts.table.methods().iter().map(|_| MethodState { short: AtomicBool::new(false) });
+        let methods = parts
+            .table
+            .methods()
+            .iter()
+            .map(|_| MethodState { short: AtomicBool::new(false), lends: AtomicBool::new(false) });
         Hosted {
             id: fresh_id(),
             name: parts.name,
@@ -163,6 +174,7 @@ impl Hosted {
             closing: AtomicU32::new(OPEN),
             poison: OnceLock::new(),
             lanes: Mutex::default(),
+            lent: Mutex::default(),
             tasks: Mutex::default(),
             background: AtomicUsize::new(0),
             idle: Mutex::default(),
@@ -231,11 +243,19 @@ impl Hosted {
         self.rules.access.names_groups() || self.rules.method_access.values().any(Access::names_groups)
     }
 
-    /// Whether one more lane with this process may be made.
+    /// Whether one more lane with this process may be made. One that ended counts as long as its connection is open: a
+    /// process that ends its calls, but gives nothing back, could make connections without end.
     pub fn has_room_for(&self, pid: u32) -> bool {
+        let is_open = |weak: &Weak<Parcels>| weak.upgrade().filter(|parcels| !parcels.is_over());
+        let lent: Vec<_> = {
+            let mut lent = self.lent.lock();
+            lent.retain(|weak| weak.strong_count() > 0);
+            lent.iter().filter_map(is_open).collect()
+        };
         let lanes = self.lanes.lock();
-        let of_process = lanes.values().filter(|lane| lane.peer.credentials.pid == pid).count();
-        lanes.len() < self.rules.limits.lanes && of_process < self.rules.limits.lanes_per_process
+        let peers = lanes.values().map(|lane| &lane.peer).chain(lent.iter().map(|parcels| &parcels.peer));
+        let of_process = peers.filter(|peer| peer.credentials.pid == pid).count();
+        lanes.len() + lent.len() < self.rules.limits.lanes && of_process < self.rules.limits.lanes_per_process
     }
 
     /// Enters a lane; `false` if the object was withdrawn meanwhile.
@@ -253,6 +273,9 @@ impl Hosted {
         let removed = self.lanes.lock().remove(&lane.bell_token);
         if let Some(lane) = removed {
             lane.disconnect(self.engine);
+            if !lane.parcels.is_over() {
+                self.lent.lock().push(Arc::downgrade(&lane.parcels));
+            }
         }
         self.wake_if_idle();
     }
@@ -348,12 +371,6 @@ impl Hosted {
     fn tasks_of(&self, lane: &OwnerLane) -> Vec<Arc<Task>> {
         let tasks: Vec<_> = self.tasks.lock().values().filter_map(Weak::upgrade).collect();
         tasks.into_iter().filter(|task| task.is_of(lane)).collect()
-    }
-
-    /// Frees spilled answers that callers have copied out, when memory is short.
-    pub fn sweep_spilled(&self) {
-        let lanes: Vec<_> = self.lanes.lock().values().cloned().collect();
-        lanes.iter().for_each(|lane| lane.sweep_spilled());
     }
 }
 

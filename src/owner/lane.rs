@@ -1,26 +1,17 @@
 //! The owner's end of one lane: one caller process and one published object.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering, fence};
 
-use parking_lot::Mutex;
-use rustix::event::epoll::EventFlags;
-
 use super::hosted::Hosted;
-use crate::blob::arena::Chunk;
 use crate::blob::limit::{Charge, NoMemory};
-use crate::engine::{Engine, Source, Token};
-use crate::parcels::{News, Parcels, REST_NS};
-use crate::peer::{Mourner, Peer};
-use crate::ring::layout::{AWAKE, CLOSING, ON_FUTEX, OPEN, REPLACED, ResponseMeta};
-use crate::ring::owner::OwnerRing;
+use crate::blob::supply::Reclaim;
+use crate::engine::Engine;
+use crate::parcels::{Parcels, Resident};
+use crate::peer::Peer;
+use crate::ring::layout::{AWAKE, CLOSING, ON_FUTEX, OPEN, REPLACED, ResponseMeta, SLOTS};
+use crate::ring::owner::{OwnerRing, Request, Take};
 use crate::sys::eventfd::Doorbell;
-use crate::sys::memfd::Mapping;
-use crate::sys::{clock, socket};
-
-/// What is waited for at the socket.
-const EVENTS: EventFlags = EventFlags::IN.union(EventFlags::RDHUP);
 
 /// The caller is there.
 const LIVE: u8 = 0;
@@ -34,11 +25,10 @@ const BAD_REQUESTS_MAX: u32 = 10;
 
 pub(crate) struct OwnerLane {
     pub ring: OwnerRing,
-    /// Under the ring's pointers; dropped after it.
-    _memory: [Mapping; 2],
+    /// It holds the memory under the ring's pointers; dropped after it.
+    pub parcels: Arc<Parcels>,
     pub object: Arc<Hosted>,
     pub peer: Arc<Peer>,
-    pub parcels: Parcels,
     pub doorbell: Doorbell,
     /// Per method, whether this caller may not call it; `None`: it may call all.
     pub denied: Option<Box<[bool]>>,
@@ -52,28 +42,14 @@ pub(crate) struct OwnerLane {
     /// The last arm number that a wake was sent for.
     woken_arm: AtomicU32,
     bad_requests: AtomicU32,
-    /// Per slot its last spilled answer, until the caller has copied it.
-    spilled: Mutex<HashMap<usize, Spilled>>,
-    /// Whether there ever was one.
-    has_spilled: AtomicBool,
-    socket_token: Mutex<Option<Token>>,
-}
-
-/// An answer in the arena.
-struct Spilled {
-    wanted: u32,
-    _chunk: Chunk,
-    /// Taken of what the caller may have in flight.
-    _charge: Charge,
 }
 
 /// What a lane is made of, after the handshake.
 pub(crate) struct Parts {
     pub ring: OwnerRing,
-    pub memory: [Mapping; 2],
+    pub parcels: Arc<Parcels>,
     pub object: Arc<Hosted>,
     pub peer: Arc<Peer>,
-    pub parcels: Parcels,
     pub doorbell: Doorbell,
     pub denied: Option<Box<[bool]>>,
     pub bell_token: u64,
@@ -83,10 +59,9 @@ impl OwnerLane {
     pub fn new(parts: Parts) -> OwnerLane {
         OwnerLane {
             ring: parts.ring,
-            _memory: parts.memory,
+            parcels: parts.parcels,
             object: parts.object,
             peer: parts.peer,
-            parcels: parts.parcels,
             doorbell: parts.doorbell,
             denied: parts.denied,
             woke_caller: AtomicBool::new(false),
@@ -95,17 +70,12 @@ impl OwnerLane {
             state: AtomicU8::new(LIVE),
             woken_arm: AtomicU32::new(AWAKE),
             bad_requests: AtomicU32::new(0),
-            spilled: Mutex::default(),
-            has_spilled: AtomicBool::new(false),
-            socket_token: Mutex::new(None),
         }
     }
 
     /// Starts to watch the caller's end and its process.
-    pub fn watch(self: &Arc<Self>, engine: &'static Engine) -> Result<(), rustix::io::Errno> {
-        *self.socket_token.lock() = Some(engine.add(&self.parcels.socket, EVENTS, self.clone())?);
-        self.peer.on_death(engine, self);
-        Ok(())
+    pub fn watch(self: &Arc<Self>) -> Result<(), rustix::io::Errno> {
+        self.parcels.watch(Arc::downgrade(self))
     }
 
     /// Whether requests may be taken: the caller is there, or what it left is to be drained.
@@ -127,14 +97,15 @@ impl OwnerLane {
     /// Publishes the response in the slot's body and wakes who waits, as far as seen without a fence. Then
     /// [`after_answers`](Self::after_answers).
     #[inline(always)]
-    pub fn answer(&self, slot: usize, wanted: u32, meta: ResponseMeta, len: u32) {
-        self.ring.answer(slot, wanted, meta, len);
+    pub fn answer(&self, slot: usize, wanted: u32, meta: ResponseMeta, len: u32, lent: u32) {
+        self.ring.answer(slot, wanted, meta, len, lent);
         self.ring.sleepers(1 << slot, |slot, who| self.wake(slot, who));
     }
 
     /// One fence for the answers given since the last in the slots of `answered` (bits), and what must follow it.
     #[inline(always)]
     pub fn after_answers(&self, answered: u64) {
+        self.parcels.collect_if_lent();
         self.ring.after_answers(answered, |slot, who| self.wake(slot, who));
         if self.is_ending() {
             self.settle();
@@ -195,6 +166,14 @@ impl OwnerLane {
         self.state.load(Ordering::Relaxed) != LIVE || self.object.is_closing()
     }
 
+    /// Takes back what a request gives back, unless that was done.
+    #[inline(always)]
+    pub fn take_back_returned(&self, request: &Request) {
+        if request.returned.get() != 0 {
+            self.parcels.take_back(request.returned.take());
+        }
+    }
+
     /// Takes `bytes` of what the caller's process may have in flight here.
     pub fn charge(&self, bytes: u64) -> Result<Charge, NoMemory> {
         let limit = self.object.rules.limits.in_flight_bytes;
@@ -202,30 +181,10 @@ impl OwnerLane {
         charge().or_else(|NoMemory| {
             // It may have taken answers, of any object, that nobody has collected since.
             if let Some(bus) = self.object.bus.upgrade() {
-                bus.sweep_spilled();
+                bus.collect();
             }
             charge()
         })
-    }
-
-    /// Keeps a spilled answer until the caller has copied it out.
-    pub fn keep_spilled(&self, slot: usize, wanted: u32, chunk: Chunk, charge: Charge) {
-        self.has_spilled.store(true, Ordering::Relaxed);
-        let mut spilled = self.spilled.lock();
-        self.drop_taken(&mut spilled);
-        spilled.insert(slot, Spilled { wanted, _chunk: chunk, _charge: charge });
-    }
-
-    /// Frees the chunks that the caller is done with.
-    pub fn sweep_spilled(&self) {
-        if !self.has_spilled.load(Ordering::Relaxed) {
-            return;
-        }
-        self.drop_taken(&mut self.spilled.lock());
-    }
-
-    fn drop_taken(&self, spilled: &mut HashMap<usize, Spilled>) {
-        spilled.retain(|slot, answer| self.ring.released(*slot) != answer.wanted);
     }
 
     /// Counts a body that did not decode; `true` when there were too many in a row.
@@ -244,13 +203,39 @@ impl OwnerLane {
     /// as one of the object's until its last method has ended.
     #[cold]
     pub fn violate(&self) {
+        if self.state.swap(CLOSED, Ordering::AcqRel) == CLOSED {
+            return;
+        }
         self.object.count_violation();
-        self.state.store(CLOSED, Ordering::Release);
         self.ring.close(crate::ring::layout::BROKEN);
+        self.discard_unread();
         self.object.end_abandoned(self);
         self.disconnect(self.object.engine);
         // Closed before the fence of `OwnerRing::close`: either the last answer is seen here, or who gives it settles.
         self.settle();
+    }
+
+    /// Gives back what the requests in the ring lend, which nobody takes any more. Their caller may be an honest one whose
+    /// arguments do not decode here. They are not answered: that the lane is broken says that they did not run.
+    fn discard_unread(&self) {
+        // Whoever holds the lock takes one request, of before.
+        let mut taker = loop {
+            match self.ring.try_lock() {
+                Some(taker) => break taker,
+                None => std::thread::yield_now(),
+            }
+        };
+        let mut request = Request::blank();
+        for _ in 0..SLOTS {
+            if taker.take(&mut request) != Take::Taken {
+                return;
+            }
+            taker.untake(&request);
+            self.take_back_returned(&request);
+            if !request.is_plain() {
+                self.parcels.discard(request.spill(), request.len.into(), request.lent, request.loans());
+            }
+        }
     }
 
     /// Tells the caller that no new calls are taken, in the way `how` ([`CLOSING`] or [`REPLACED`]).
@@ -260,35 +245,15 @@ impl OwnerLane {
         self.ring.close(how);
     }
 
-    /// Frees what the engine holds of the lane and ends the socket for every process that has it.
+    /// Frees what the pool holds of the lane, and ends its calls; what is lent stays so.
     pub fn disconnect(&self, engine: &'static Engine) {
         self.state.store(CLOSED, Ordering::Release);
-        if let Some(token) = self.socket_token.lock().take() {
-            engine.remove(token, &self.parcels.socket);
-        }
         engine.pool.remove_lane(self);
-        socket::shutdown(&self.parcels.socket);
-    }
-
-    /// Does not listen to the socket for a while: its caller sends more than it needs to. Its death is heard all the same.
-    #[cold]
-    fn rest(self: &Arc<Self>, engine: &'static Engine) {
-        engine.mute(&self.parcels.socket);
-        let lane = Arc::downgrade(self);
-        engine.alarm(clock::now_ns() + REST_NS, move |engine| {
-            let Some(lane) = lane.upgrade() else { return };
-            // Locked, so that an end of the lane comes before or after, not between.
-            if let Some(token) = *lane.socket_token.lock() {
-                let _ = engine.unmute(token, &lane.parcels.socket, EVENTS);
-            }
-        });
+        self.parcels.end_calls();
     }
 
     /// The caller's end is closed or its process is dead: drains what it published, then ends.
     fn caller_is_gone(self: &Arc<Self>, engine: &'static Engine) {
-        if let Some(token) = self.socket_token.lock().take() {
-            engine.remove(token, &self.parcels.socket);
-        }
         if self.state.compare_exchange(LIVE, GONE, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             self.object.end_abandoned(self);
             // A worker drains the ring and settles the lane, whether there is something in it or not.
@@ -297,23 +262,18 @@ impl OwnerLane {
     }
 }
 
-impl Source for OwnerLane {
-    fn ready(self: Arc<Self>, engine: &'static Engine, events: EventFlags) {
-        let News { ended, violated, more, .. } = self.parcels.read_socket();
-        if violated {
-            self.violate();
-        } else if more {
-            self.rest(engine);
-        } else if ended || events.intersects(EventFlags::HUP | EventFlags::ERR) {
-            self.caller_is_gone(engine);
-        }
-    }
-}
+impl Resident for OwnerLane {
+    fn woken(&self) {}
 
-impl Mourner for OwnerLane {
+    fn violated(&self) {
+        self.violate();
+    }
+
+    fn peer_left(self: Arc<Self>, engine: &'static Engine) {
+        self.caller_is_gone(engine);
+    }
+
     fn peer_died(self: Arc<Self>, engine: &'static Engine) {
-        // Nobody reads them now. Not sooner: a process that closed its socket may be copying one out.
-        self.spilled.lock().clear();
         self.caller_is_gone(engine);
     }
 }

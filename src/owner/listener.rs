@@ -20,7 +20,7 @@ use crate::handshake::{
     FEATURES, Hello, LAYOUT, MESSAGE_MAX, Message, Refusal, Unreadable, Welcome, ahead_ms,
 };
 use crate::names::Bound;
-use crate::parcels::Parcels;
+use crate::parcels::Side;
 use crate::peer::Peer;
 use crate::ring::layout::{REPLACED, RequestMemory, ResponseMemory};
 use crate::ring::owner::OwnerRing;
@@ -360,14 +360,15 @@ impl HalfOpen {
             owner_ahead_ms: ahead_ms(clock::now_ns(), hello.clock_ns),
             keys: hosted.keys(),
         });
-        // The object last: once it has the lane, whoever withdraws it may end the lane, everywhere, at once.
-        let opened = engine.pool.add_lane(&lane).is_ok() && hosted.add_lane(&lane) && {
-            let sent = bell.is_ok_and(|bell| {
+        // The object before the caller: once it has the lane, whoever withdraws it may end the lane, everywhere, at once. The
+        // caller last, when its end is watched: once it is welcome it may be lent something, which nobody could keep for it.
+        let opened = engine.pool.add_lane(&lane).is_ok()
+            && hosted.add_lane(&lane)
+            && lane.watch().is_ok()
+            && bell.is_ok_and(|bell| {
                 let fds = [response_fd.as_fd(), bell.as_fd()];
                 socket::send(&lane.parcels.socket, &welcome.encode(), &fds).is_ok()
             });
-            sent && lane.watch(engine).is_ok()
-        };
         if !opened {
             refuse(&lane.parcels.socket, Refusal::Closing);
             hosted.lane_is_idle(&lane);
@@ -397,10 +398,9 @@ impl HalfOpen {
         let ring = unsafe { OwnerRing::new(request.ptr().cast::<RequestMemory>(), response.ptr().cast()) };
         Arc::new(OwnerLane::new(Parts {
             ring,
-            memory: [request, response],
+            parcels: bus.parcels(Side::Owner, socket, &peer, [request, response]),
             object: Arc::clone(hosted),
             denied: hosted.denied_methods(&peer.credentials, &groups),
-            parcels: Parcels::new(socket, bus.segments(&peer), bus.arena_for(peer.credentials.uid)),
             peer,
             doorbell,
             bell_token: engine.pool.fresh_token(),

@@ -434,7 +434,7 @@ impl Worker {
             lane.ring.take_over(self.id);
             return false;
         }
-        lane.sweep_spilled();
+        lane.parcels.collect_if_lent();
         if lane.is_ending() {
             lane.settle();
         }
@@ -447,7 +447,7 @@ impl Worker {
         if lane.object.has_tasks() {
             lane.object.cancel_withdrawn(&lane);
         }
-        lane.sweep_spilled();
+        lane.parcels.collect_if_lent();
         if !self.lanes.iter().any(|polled| Arc::ptr_eq(&polled.lane, &lane)) {
             let polled = Polled { lane, caller_cpu: NO_CPU, looks: 0, idle_since_ns: 0, is_new: true };
             self.lanes.push_front(polled);

@@ -17,9 +17,10 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::context::{self, Served};
-use super::dispatch::{self, Response};
+use super::dispatch;
 use super::hosted::Hosted;
 use super::lane::OwnerLane;
+use super::respond::Response;
 use crate::blob::limit::Charge;
 use crate::engine::{Engine, Token};
 use crate::error::Executed;

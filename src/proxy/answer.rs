@@ -7,12 +7,13 @@ use serde::de::DeserializeOwned;
 use super::call::MethodName;
 use super::link::Link;
 use crate::error::{BusError, CallError, Executed};
-use crate::parcels::{News, UnpackError};
+use crate::parcels::{Opened, UnpackError};
 use crate::proxy::lane::Lane;
 use crate::ring::caller::ResponseWords;
-use crate::ring::layout::{RESPONSE_BODY, ResponseMeta, SPILL_LEN, Spill};
+use crate::ring::layout::{RESPONSE_BODY, ResponseMeta};
 use crate::status::{Refused, Status};
-use crate::wire::bytes::decode_owned;
+use crate::wire::blob::{is_blob, same};
+use crate::wire::budget::decode_with;
 use crate::wire::errors::OwnError;
 use crate::wire::key::name_hash;
 
@@ -21,8 +22,8 @@ pub(crate) struct Answer {
     status: Status,
     len: usize,
     words: ResponseWords,
-    /// The body, where it did not fit the slot.
-    spilled: Option<Vec<u8>>,
+    /// The body, where it did not fit the slot, and what is lent with it.
+    opened: Opened,
 }
 
 impl Answer {
@@ -30,20 +31,20 @@ impl Answer {
     #[inline(always)]
     pub fn blank() -> Answer {
         let words = [MaybeUninit::uninit(); RESPONSE_BODY / 8];
-        Answer { status: Status::Returned, len: 0, words, spilled: None }
+        Answer { status: Status::Returned, len: 0, words, opened: Opened::default() }
     }
 
     /// Copies the answered response of `slot` out. `Err`: no honest owner wrote it, or there is no memory for it.
     #[inline(always)]
-    pub fn read(&mut self, lane: &Lane, slot: usize) -> Result<ResponseMeta, BusError> {
-        let (meta, len) = lane.ring.response_head(slot);
-        let is_spilled = meta.flags & ResponseMeta::SPILLED != 0;
+    pub fn read(&mut self, link: &Link, lane: &Lane, slot: usize) -> Result<ResponseMeta, BusError> {
+        let (meta, len, lent) = lane.ring.response_head(slot);
+        let is_plain = meta.flags & ResponseMeta::SPILLED == 0 && lent == 0;
         match Status::from_byte(meta.status) {
-            Some(status) if is_spilled || len <= RESPONSE_BODY => self.status = status,
+            Some(status) if !is_plain || len <= RESPONSE_BODY => self.status = status,
             _ => return Err(violation(lane)),
         }
-        if is_spilled {
-            self.fetch(lane, slot, len)?;
+        if !is_plain {
+            self.open(link, lane, slot, (meta, len, lent))?;
         } else {
             lane.ring.response_body(slot, len, &mut self.words);
         }
@@ -51,35 +52,40 @@ impl Answer {
         Ok(meta)
     }
 
-    /// Bytes of its body.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    #[cold]
-    fn fetch(&mut self, lane: &Lane, slot: usize, len: usize) -> Result<(), BusError> {
-        lane.ring.response_body(slot, SPILL_LEN, &mut self.words);
-        // SAFETY: `response_body` initialised the first line's words, of which these are the first three.
-        let words = std::array::from_fn(|i| unsafe { self.words[i].assume_init() });
-        let spill = Spill::from_words(words).filter(|spill| spill.len == len as u64);
-        let mut news = News::default();
-        let fetched =
-            spill.ok_or(UnpackError::Violation).and_then(|spill| lane.parcels.unpack(spill, &mut news));
-        lane.take_news(news);
-        match fetched {
-            Ok(bytes) => {
-                self.spilled = Some(bytes);
+    #[inline(never)]
+    fn open(
+        &mut self,
+        link: &Link,
+        lane: &Lane,
+        slot: usize,
+        (meta, len, lent): (ResponseMeta, usize, u32),
+    ) -> Result<(), BusError> {
+        let Some((spilled, inline)) = lane.ring.response_loans(slot, (meta, len, lent), &mut self.words)
+        else {
+            return Err(violation(lane));
+        };
+        let (limit, size) = (link.bus.body_limit(), len as u64);
+        // What a refusal that is not read would say of it is not known.
+        let executed = if self.status == Status::Refused { Executed::Unknown } else { Executed::Yes };
+        if spilled.is_some() && size > limit {
+            lane.parcels.discard(spilled, size, lent, inline);
+            return Err(CallError::TooLarge { limit, size, executed });
+        }
+        let charge = |bytes| link.bus.copies_held.charge(bytes);
+        match lane.parcels.open(spilled, size, lent, inline, charge) {
+            Ok(opened) => {
+                self.opened = opened;
                 Ok(())
             }
-            Err(UnpackError::NoMemory) => Err(CallError::NoMemory { executed: Executed::Yes }),
+            Err(UnpackError::NoMemory | UnpackError::Limit) => Err(CallError::NoMemory { executed }),
             Err(UnpackError::Violation) => Err(violation(lane)),
         }
     }
 
     #[inline(always)]
     fn body(&self) -> &[u8] {
-        match &self.spilled {
-            Some(bytes) => bytes,
+        match &self.opened.body {
+            Some(body) => body,
             // SAFETY: `read`, which alone sets a length, checked it and had all words that it takes initialised.
             None => unsafe { std::slice::from_raw_parts(self.words.as_ptr().cast(), self.len) },
         }
@@ -88,20 +94,36 @@ impl Answer {
     /// The result of the method with this key and name.
     #[inline(always)]
     pub fn decode<T: DeserializeOwned + 'static, E: OwnError>(
-        &self,
+        &mut self,
         link: &Link,
         key: u64,
         method: &MethodName,
     ) -> Result<T, CallError<E>> {
-        let budget = link.bus.budget();
+        if self.status == Status::Returned
+            && let Some(blob) = self.take_only_blob()
+        {
+            return Ok(blob);
+        }
+        let (lent, budget) = (self.opened.lent(), link.bus.budget());
         let decoded = match self.status {
-            Status::Returned => decode_owned(self.body(), budget).map(Ok),
-            Status::Failed => E::decode_error(self.body(), budget).map(|error| Err(CallError::App(error))),
+            Status::Returned => decode_with(self.body(), lent, budget).map(Ok),
+            Status::Failed => {
+                E::decode_error(self.body(), lent, budget).map(|error| Err(CallError::App(error)))
+            }
             Status::Refused | Status::Taken => return Err(self.refusal(link, key, method).widen()),
         };
         decoded.unwrap_or_else(|error| {
             Err(CallError::BadResponse { reason: error.to_string(), executed: Executed::Yes })
         })
+    }
+
+    /// The result, if it is a blob and nothing else: without counting who holds it up and down again.
+    #[inline(always)]
+    fn take_only_blob<T>(&mut self) -> Option<T> {
+        if !is_blob::<T>() || self.opened.blobs.len() != 1 || self.body() != [1] {
+            return None;
+        }
+        self.opened.blobs.pop().and_then(|blob| same(blob).ok())
     }
 
     #[cold]

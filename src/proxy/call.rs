@@ -20,12 +20,16 @@ use super::Absent;
 use super::answer::Answer;
 use super::flight::Flight;
 use super::link::Link;
+use crate::blob::arena::Arena;
+use crate::blob::limit::NoMemory;
 use crate::error::{BusError, CallError, Executed};
 use crate::owner::context;
+use crate::parcels::{PackError, Parcels};
 use crate::ring::buffer::RequestBuffer;
-use crate::ring::layout::{CHAIN_WORDS, REQUEST_BODY, RequestMeta};
+use crate::ring::layout::{CHAIN_WORDS, REQUEST_BODY, RequestMeta, len_with_loans};
+use crate::wire::blob::Blobs;
 use crate::wire::errors::OwnError;
-use crate::wire::output::{EncodeError, Encoded, encode_request};
+use crate::wire::output::{EncodeError, Encoded, Spilled, encode_request};
 
 /// A call that is made, but not yet sent.
 ///
@@ -90,7 +94,9 @@ pub(crate) struct Prepared {
     pub len: u32,
     pub flags: u8,
     /// The whole body, where it does not fit the cell.
-    pub spill: Option<Box<[u8]>>,
+    pub spill: Option<Spilled>,
+    /// What is lent with it.
+    pub blobs: Blobs,
     pub timeout: Duration,
     pub absent: Absent,
     /// Fails with `Overloaded` rather than wait for a slot.
@@ -129,6 +135,7 @@ impl Parts {
             len: 0,
             flags: 0,
             spill: None,
+            blobs: Blobs::new(),
             timeout: Duration::ZERO,
             absent: Absent::Fail,
             immediate: false,
@@ -144,6 +151,9 @@ impl Parts {
         (request.len, request.flags, request.immediate) = (0, 0, false);
         if request.spill.is_some() {
             request.spill = None;
+        }
+        if !request.blobs.is_empty() {
+            request.blobs.clear();
         }
         if failure.is_some() {
             *failure = None;
@@ -170,16 +180,18 @@ impl RawCall {
     #[inline(always)]
     fn encode<A: Serialize + ?Sized>(&mut self, arguments: &A) {
         let Parts { request, failure, .. } = &mut **self.parts;
-        match encode_request(arguments, request.body.bytes(), self.link.bus.body_limit()) {
+        let bus = &self.link.bus;
+        let Prepared { body, blobs, .. } = request;
+        match encode_request(arguments, body.bytes(), bus.body_limit(), &bus.owners_arena, blobs) {
             Ok(Encoded::Inline(len)) => {
                 request.body.close(len);
                 request.len = len as u32;
             }
-            Ok(Encoded::Spilled(bytes)) => *failure = request.set_spilled(bytes),
-            Err(error) => *failure = Some(unencodable(error)),
+            Ok(Encoded::Spilled(spilled)) => *failure = request.set_spilled(spilled),
+            Err(error) => *failure = Some(unencodable(*error)),
         }
         if let Some(inherited) = context::inherited() {
-            request.inherit(&inherited);
+            *failure = failure.take().or_else(|| request.inherit(&inherited, &bus.owners_arena));
         }
     }
 
@@ -243,32 +255,71 @@ impl Drop for RawCall {
 
 impl Prepared {
     #[cold]
-    fn set_spilled(&mut self, bytes: Vec<u8>) -> Option<Box<BusError>> {
-        let Ok(len) = u32::try_from(bytes.len()) else {
-            let (limit, size) = (u64::from(u32::MAX), bytes.len() as u64);
+    fn set_spilled(&mut self, spilled: Spilled) -> Option<Box<BusError>> {
+        let Ok(len) = u32::try_from(spilled.len()) else {
+            let (limit, size) = (u64::from(u32::MAX), spilled.len() as u64);
             return Some(Box::new(CallError::TooLarge { limit, size, executed: Executed::No }));
         };
         self.len = len;
         self.flags |= RequestMeta::SPILLED;
-        self.spill = Some(bytes.into_boxed_slice());
+        self.spill = Some(spilled);
         None
+    }
+
+    /// The encoded body, where it is in the cell's words.
+    fn inline(&mut self) -> &[u8] {
+        let len = self.len as usize;
+        // SAFETY: `close(len)` was told that the first `len` bytes are initialised, and nothing was put over a body that is not
+        // spilled.
+        unsafe { std::slice::from_raw_parts(self.body.bytes().as_ptr().cast(), len) }
+    }
+
+    /// Bytes of the cell that the body may take, with what is lent.
+    fn room(&self) -> u64 {
+        let chain = if self.flags & RequestMeta::CHAIN != 0 { CHAIN_WORDS * 8 } else { 0 };
+        (REQUEST_BODY - chain) as u64
+    }
+
+    /// Lends what goes with the request, and writes where it lies.
+    #[cold]
+    pub fn lend(&mut self, parcels: &Parcels) -> Result<(), PackError> {
+        let loans = parcels.lend_all(self.blobs.iter().cloned())?;
+        let lent = self.blobs.len() as u32;
+        if self.spill.is_none() && len_with_loans(self.len.into(), lent) <= self.room() {
+            self.body.set_loans(self.len.div_ceil(8) as usize, &loans);
+            return Ok(());
+        }
+        let body = self.spill_now(parcels).and_then(|spill| parcels.lend_body(spill, &loans, None));
+        let body = body.inspect_err(|_| parcels.unlend(&loans))?;
+        self.body.set_loans(0, &[body]);
+        Ok(())
+    }
+
+    fn spill_now(&mut self, parcels: &Parcels) -> Result<&mut Spilled, PackError> {
+        if self.spill.is_none() {
+            let spilled = parcels.spill(self.inline())?;
+            // What fits a cell has a length that does.
+            let _fits = self.set_spilled(spilled);
+        }
+        self.spill.as_mut().ok_or(PackError::NoMemory)
     }
 
     /// Made inside a method: the call keeps to that one's deadline and names the objects it comes through.
     #[cold]
-    fn inherit(&mut self, inherited: &context::Inherited) {
+    fn inherit(&mut self, inherited: &context::Inherited, arena: &Arena) -> Option<Box<BusError>> {
         if let Some(left) = inherited.left() {
             self.timeout = self.timeout.min(left);
         }
-        let len = self.len as usize;
-        if self.spill.is_none() && len > REQUEST_BODY - CHAIN_WORDS * 8 {
+        self.flags |= RequestMeta::CHAIN;
+        if self.spill.is_none() && u64::from(self.len) > self.room() {
             // The chain takes the end of the cell, so the body moves out.
-            // SAFETY: `close(len)` was told that the first `len` bytes are initialised.
-            let bytes = self.body.bytes()[..len].iter().map(|byte| unsafe { byte.assume_init() }).collect();
-            let _fits = self.set_spilled(bytes);
+            match Spilled::copy_of(self.inline(), arena) {
+                Ok(spilled) => drop(self.set_spilled(spilled)),
+                Err(NoMemory) => return Some(Box::new(CallError::NoMemory { executed: Executed::No })),
+            }
         }
         self.body.set_chain(&inherited.chain);
-        self.flags |= RequestMeta::CHAIN;
+        None
     }
 }
 
@@ -277,7 +328,8 @@ fn unencodable(error: EncodeError) -> Box<BusError> {
     let executed = Executed::No;
     Box::new(match error {
         EncodeError::TooLarge { limit, size } => CallError::TooLarge { limit, size, executed },
-        EncodeError::Unencodable(why) => CallError::BadRequest { reason: why.to_owned(), executed },
+        EncodeError::NoMemory => CallError::NoMemory { executed },
+        EncodeError::Unencodable(reason) => CallError::BadRequest { reason, executed },
     })
 }
 

@@ -19,7 +19,6 @@ use crate::error::{BusError, CallError, ConnectError, Executed};
 use crate::parcels::PackError;
 use crate::park::Parker;
 use crate::ring::caller::{Header, Look};
-use crate::ring::layout::ResponseMeta;
 use crate::sys::{clock, cpu};
 
 /// Time-outs below this are measured from a precise clock; reading it costs a tenth of a hot call, and the coarse clock is
@@ -27,8 +26,6 @@ use crate::sys::{clock, cpu};
 const PRECISE_BELOW: Duration = Duration::from_millis(100);
 /// Milliseconds modulo 2^32 tell earlier from later over half that range, 24 days; the owner is told of no deadline beyond.
 const LONGEST_TOLD: Duration = Duration::from_secs(20 * 24 * 60 * 60);
-/// An answer of at least this many bytes is worth a ring to tell the owner that it can have its memory back.
-const WORTH_RETURNING: usize = 64 << 10;
 /// Looks for a one-way call to be taken, before the owner is rung to make sure: about two round trips.
 const LOOKS_FOR_TAKEN: u32 = 32;
 
@@ -104,7 +101,7 @@ impl Flight {
     pub fn wait(
         &mut self,
         link: &Arc<Link>,
-        request: &Prepared,
+        request: &mut Prepared,
         answer: &mut Answer,
     ) -> Result<(), BusError> {
         if self.is_out() {
@@ -151,20 +148,25 @@ impl Flight {
     pub fn start(
         &mut self,
         link: &Arc<Link>,
-        request: &Prepared,
+        request: &mut Prepared,
     ) -> Result<(NonNull<Port>, usize, Sent), BusError> {
         self.start_clock(request.timeout);
-        let (port, slot) = match link.reserve() {
-            Ok(reserved) => reserved,
-            Err(why) => self.reserve_blocking(link, request, why)?,
-        };
-        // SAFETY: we hold the slot until the call ends.
-        let sent = self.publish(link, request, port, slot, unsafe { port.lane() })?;
-        Ok((NonNull::from(port), slot, sent))
+        loop {
+            let (port, slot) = match link.reserve() {
+                Ok(reserved) => reserved,
+                Err(why) => self.reserve_blocking(link, request, why)?,
+            };
+            // SAFETY: we hold the slot until the call ends.
+            match self.publish(link, request, port, slot, unsafe { port.lane() }) {
+                Ok(sent) => return Ok((NonNull::from(port), slot, sent)),
+                Err(Verdict::Fail(error)) => return Err(error),
+                Err(Verdict::Resend) => {}
+            }
+        }
     }
 
     /// Sends; who does it goes on with something else.
-    pub fn start_unwatched(&mut self, link: &Arc<Link>, request: &Prepared) -> Result<(), BusError> {
+    pub fn start_unwatched(&mut self, link: &Arc<Link>, request: &mut Prepared) -> Result<(), BusError> {
         let (port, _, sent) = self.start(link, request)?;
         if !sent.rang {
             // SAFETY: ports live as long as their link, which the call holds, and we hold the slot.
@@ -192,11 +194,14 @@ impl Flight {
     fn publish(
         &mut self,
         link: &Arc<Link>,
-        request: &Prepared,
+        request: &mut Prepared,
         port: &Port,
         slot: usize,
         lane: &Arc<Lane>,
-    ) -> Result<Sent, BusError> {
+    ) -> Result<Sent, Verdict> {
+        if request.spill.is_some() || !request.blobs.is_empty() {
+            Self::lend(link, request, port, slot, lane)?;
+        }
         let header = Header {
             key: request.key,
             flags: request.flags,
@@ -207,46 +212,33 @@ impl Flight {
                 deadline_ms(self.deadline_ns, lane.owner_ahead_ms)
             },
             len: request.len,
+            lent: request.blobs.len() as u32,
+            returned: lane.parcels.take_pending(),
         };
-        if request.spill.is_some() {
-            self.publish_spilled(link, request, port, slot, lane, header)?;
-        } else {
-            // SAFETY: a RequestBuffer keeps what the flags and the length promise initialised.
-            unsafe { lane.ring.publish(slot, header, request.body.words()) };
-        }
+        // SAFETY: a RequestBuffer keeps what the flags and the length promise initialised, and `lend` has written the loans.
+        unsafe { lane.ring.publish(slot, header, request.body.words()) };
         let sent = lane.ring_if_asleep();
         self.state = State::Out { port: NonNull::from(port), slot, sent };
         Ok(sent)
     }
 
+    /// Lends what goes with the request; gives the slot back where it cannot.
     #[cold]
-    fn publish_spilled(
-        &mut self,
+    fn lend(
         link: &Arc<Link>,
-        request: &Prepared,
+        request: &mut Prepared,
         port: &Port,
         slot: usize,
         lane: &Arc<Lane>,
-        header: Header,
-    ) -> Result<(), BusError> {
-        let bytes = request.spill.as_deref().unwrap_or_default();
-        let (spill, chunk) = match lane.parcels.pack(bytes) {
-            Ok(packed) => packed,
-            Err(error) => {
-                link.give_back(port, slot);
-                return Err(match error {
-                    PackError::NoMemory => CallError::NoMemory { executed: Executed::No },
-                    PackError::Ended => CallError::OwnerDied { executed: Executed::No },
-                });
-            }
-        };
-        lane.keep_chunk(slot, chunk);
-        let mut body = crate::ring::buffer::RequestBuffer::new();
-        body.set_spill(spill);
-        body.copy_chain(&request.body, request.flags);
-        // SAFETY: as in `publish`; the chain, if flagged, was copied.
-        unsafe { lane.ring.publish(slot, header, body.words()) };
-        Ok(())
+    ) -> Result<(), Verdict> {
+        request.lend(&lane.parcels).map_err(|error| {
+            let verdict = match error {
+                PackError::NoMemory => Verdict::Fail(CallError::NoMemory { executed: Executed::No }),
+                PackError::Ended => Verdict::unsent(lane.heard_end()),
+            };
+            link.give_back(port, slot);
+            verdict
+        })
     }
 
     /// Copies the answer out and frees the slot.
@@ -260,16 +252,11 @@ impl Flight {
         sent: Sent,
         answer: &mut Answer,
     ) -> Result<(), BusError> {
-        let read = answer.read(lane, slot);
+        let read = answer.read(link, lane, slot);
         if let Ok(meta) = &read {
             lane.note_answer(meta.cpu, sent.rang);
-            if meta.flags & ResponseMeta::SPILLED != 0 {
-                lane.ring.release_spill(slot);
-                if answer.len() >= WORTH_RETURNING && lane.ring.must_ring() {
-                    lane.ring_bell();
-                }
-            }
         }
+        lane.parcels.collect_if_lent();
         lane.ring.finish(slot);
         self.free_slot(link, port, slot);
         read.map(drop)
@@ -278,8 +265,6 @@ impl Flight {
     #[inline(always)]
     fn free_slot(&mut self, link: &Link, port: &Port, slot: usize) {
         self.state = State::Ended;
-        // SAFETY: we hold the slot until `give_back`.
-        unsafe { port.lane() }.drop_chunk(slot);
         link.give_back(port, slot);
     }
 
@@ -366,7 +351,7 @@ impl Flight {
     }
 
     /// Sends without waiting for a result; returns when it is certain to be taken if the owner lives.
-    pub fn send_one_way(&mut self, link: &Arc<Link>, request: &Prepared) -> Result<(), BusError> {
+    pub fn send_one_way(&mut self, link: &Arc<Link>, request: &mut Prepared) -> Result<(), BusError> {
         if self.is_out() {
             self.leave_task(link)?;
         }
@@ -392,7 +377,7 @@ impl Flight {
     fn reserve_blocking<'a>(
         &mut self,
         link: &'a Arc<Link>,
-        request: &Prepared,
+        request: &mut Prepared,
         mut why: NoSlot,
     ) -> Result<(&'a Port, usize), BusError> {
         loop {
@@ -448,6 +433,16 @@ impl Flight {
 }
 
 impl Verdict {
+    /// Of a call that found its lane at its end before it was sent there.
+    fn unsent(fate: Fate) -> Verdict {
+        let executed = Executed::No;
+        match fate {
+            Fate::Open | Fate::Dying => Verdict::Fail(CallError::OwnerDied { executed }),
+            Fate::Lost => Verdict::Fail(CallError::Disconnected { executed }),
+            fate => Verdict::of(fate, executed),
+        }
+    }
+
     fn of(fate: Fate, executed: Executed) -> Verdict {
         let not_begun = executed == Executed::No;
         Verdict::Fail(match fate {

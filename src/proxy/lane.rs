@@ -3,28 +3,23 @@
 mod end;
 
 use std::collections::HashMap;
+use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::Waker;
 
-use parking_lot::Mutex;
-use rustix::event::epoll::EventFlags;
-
 use super::link::Link;
-use crate::blob::arena::Chunk;
-use crate::engine::{Engine, Token};
+use crate::engine::Engine;
 use crate::parcels::Parcels;
 use crate::park::wake_all;
 use crate::peer::Peer;
 use crate::ring::caller::{CallerRing, Look};
-use crate::ring::layout::{COLD, FIRST_ARM, HOT, NO_CPU, ON_FUTEX, OPEN, SLOTS};
+use crate::ring::layout::{COLD, FIRST_ARM, HOT, NO_CPU, ON_FUTEX, OPEN, RESPONSE_BODY, SLOTS};
 use crate::sync::{fence, spin_hint};
 use crate::sys::eventfd::Doorbell;
-use crate::sys::memfd::Mapping;
 use crate::sys::{clock, cpu, signals};
+use parking_lot::Mutex;
 
-/// What is waited for at the socket.
-const EVENTS: EventFlags = EventFlags::IN.union(EventFlags::RDHUP);
 /// How long a caller that expects its answer at once looks for it before it sleeps.
 const SPIN_NS: u64 = 50_000;
 /// Looks before the first reading of the clock.
@@ -71,19 +66,10 @@ impl Fate {
     }
 }
 
-/// What a call keeps beside its slot.
-#[derive(Default)]
-struct Waiting {
-    waker: Option<Waker>,
-    /// Holds the spilled arguments until the answer.
-    chunk: Option<Chunk>,
-}
-
 pub(crate) struct Lane {
     pub ring: CallerRing,
-    /// Under the ring's pointers; dropped after it.
-    _memory: [Mapping; 2],
-    pub parcels: Parcels,
+    /// It holds the memory under the ring's pointers; dropped after it.
+    pub parcels: Arc<Parcels>,
     doorbell: Doorbell,
     pub peer: Arc<Peer>,
     pub engine: &'static Engine,
@@ -94,9 +80,8 @@ pub(crate) struct Lane {
     fate: AtomicU32,
     /// Threads that sleep on a slot, or are about to.
     sleepers: AtomicU32,
-    waiting: [Mutex<Waiting>; SLOTS],
-    /// The slots whose `chunk` is set, a bit each; changed by the slot's holder only.
-    chunks: AtomicU64,
+    /// Per slot the task that waits for its answer.
+    waiting: [Mutex<Option<Waker>>; SLOTS],
     /// What tasks that wait write into their sleep word; one more with each wake.
     arm: AtomicU32,
     owner_cpu: AtomicU16,
@@ -108,20 +93,26 @@ pub(crate) struct Lane {
     is_ringing: AtomicBool,
     /// When the last slow answer came (CLOCK_MONOTONIC, ns); 0: the last was quick.
     last_slow_ns: AtomicU64,
-    token: Mutex<Option<Token>>,
     link: Weak<Link>,
-    /// Once the link is gone: the slots of its calls that are not answered.
-    orphans: Mutex<Option<u64>>,
+    /// Once the link is gone, until all its calls are answered.
+    orphans: Mutex<Option<Orphans>>,
     /// Whether this process may spin at all.
     spins: bool,
     this: Weak<Lane>,
 }
 
+/// Calls that nobody waits for, of a link that is gone.
+struct Orphans {
+    /// Those that are not answered, a bit each.
+    slots: u64,
+    /// Nobody else keeps the lane.
+    _lane: Arc<Lane>,
+}
+
 /// What a lane is made of, after the handshake.
 pub(crate) struct Parts {
     pub ring: CallerRing,
-    pub memory: [Mapping; 2],
-    pub parcels: Parcels,
+    pub parcels: Arc<Parcels>,
     pub doorbell: Doorbell,
     pub peer: Arc<Peer>,
     pub engine: &'static Engine,
@@ -142,7 +133,6 @@ impl Lane {
     pub fn new(parts: Parts) -> Arc<Lane> {
         Arc::new_cyclic(|this| Lane {
             ring: parts.ring,
-            _memory: parts.memory,
             parcels: parts.parcels,
             doorbell: parts.doorbell,
             peer: parts.peer,
@@ -152,14 +142,12 @@ impl Lane {
             fate: AtomicU32::new(Fate::Open as u32),
             sleepers: AtomicU32::new(0),
             waiting: std::array::from_fn(|_| Mutex::default()),
-            chunks: AtomicU64::new(0),
             arm: AtomicU32::new(FIRST_ARM),
             owner_cpu: AtomicU16::new(NO_CPU),
             is_hot: AtomicU32::new(0),
             is_checking: AtomicBool::new(false),
             is_ringing: AtomicBool::new(false),
             last_slow_ns: AtomicU64::new(0),
-            token: Mutex::new(None),
             link: parts.link,
             orphans: Mutex::new(None),
             spins: parts.spins,
@@ -169,9 +157,7 @@ impl Lane {
 
     /// Starts to watch the owner's end and its process.
     pub fn watch(self: &Arc<Self>) -> Result<(), rustix::io::Errno> {
-        *self.token.lock() = Some(self.engine.add(&self.parcels.socket, EVENTS, self.clone())?);
-        self.peer.on_death(self.engine, self);
-        Ok(())
+        self.parcels.watch(Arc::downgrade(self))
     }
 
     #[inline(always)]
@@ -400,8 +386,8 @@ impl Lane {
     pub fn arm(&self, slot: usize, waker: &Waker, sent: Sent) -> bool {
         {
             let mut waiting = self.waiting[slot].lock();
-            if waiting.waker.as_ref().is_none_or(|old| !old.will_wake(waker)) {
-                waiting.waker = Some(waker.clone());
+            if waiting.as_ref().is_none_or(|old| !old.will_wake(waker)) {
+                *waiting = Some(waker.clone());
             }
             // Under the lock, so that the watcher, which arms anew under it, is never overtaken with an old number.
             self.ring.set_sleep(slot, self.arm_number());
@@ -429,36 +415,20 @@ impl Lane {
 
     /// Undoes [`arm`](Self::arm).
     pub fn disarm(&self, slot: usize) {
-        let waker = self.waiting[slot].lock().waker.take();
+        let waker = self.waiting[slot].lock().take();
         self.ring.clear_sleep(slot);
         // Without the lock: with it may go the last of a task.
         drop(waker);
     }
 
-    /// Keeps the spilled arguments of the call in `slot` until [`drop_chunk`](Self::drop_chunk).
-    pub fn keep_chunk(&self, slot: usize, chunk: Chunk) {
-        self.waiting[slot].lock().chunk = Some(chunk);
-        self.chunks.fetch_or(1 << slot, Ordering::Relaxed);
-    }
-
-    /// Whether the call in `slot` keeps a chunk.
-    pub fn has_chunk(&self, slot: usize) -> bool {
-        self.chunks.load(Ordering::Relaxed) & 1 << slot != 0
-    }
-
-    /// Frees the chunk of the call in `slot`, if it has one.
-    #[inline(always)]
-    pub fn drop_chunk(&self, slot: usize) {
-        if self.has_chunk(slot) {
-            self.drop_kept_chunk(slot);
-        }
-    }
-
+    /// Gives back what the answer in `slot` lends; nobody reads it.
     #[cold]
-    fn drop_kept_chunk(&self, slot: usize) {
-        self.chunks.fetch_and(!(1 << slot), Ordering::Relaxed);
-        let chunk = self.waiting[slot].lock().chunk.take();
-        drop(chunk);
+    pub fn discard_answer(&self, slot: usize) {
+        let (meta, len, lent) = self.ring.response_head(slot);
+        let mut words = [MaybeUninit::uninit(); RESPONSE_BODY / 8];
+        if let Some((spilled, inline)) = self.ring.response_loans(slot, (meta, len, lent), &mut words) {
+            self.parcels.discard(spilled, len as u64, lent, inline);
+        }
     }
 
     /// Wakes the tasks whose answers are there, and arms the others anew. On the watcher thread.
@@ -470,12 +440,12 @@ impl Lane {
         }
         for (slot, waiting) in self.waiting.iter().enumerate() {
             let mut waiting = waiting.lock();
-            if waiting.waker.is_none() {
+            if waiting.is_none() {
                 continue;
             }
             self.ring.set_sleep(slot, self.arm_number());
             if self.ring.look(slot) != Look::Waiting || self.fate().is_final() {
-                let waker = waiting.waker.take();
+                let waker = waiting.take();
                 drop(waiting);
                 wake_all(waker);
             }

@@ -159,21 +159,20 @@ impl Port {
             Look::Answered => {
                 lane.ring.clear_sleep(slot);
                 lane.ring.clear_withdrawn(slot);
-                let (meta, _) = lane.ring.response_head(slot);
-                if meta.flags & ResponseMeta::SPILLED != 0 {
-                    lane.ring.release_spill(slot);
+                let (meta, _, lent) = lane.ring.response_head(slot);
+                if meta.flags & ResponseMeta::SPILLED != 0 || lent != 0 {
+                    lane.discard_answer(slot);
                 }
                 lane.ring.finish(slot);
             }
             Look::Waiting | Look::Violation => {}
         }
-        lane.drop_chunk(slot);
         self.release(slot)
     }
 
     /// Leaves a slot that we hold, and whose call is not answered, to whoever comes by after its answer.
     fn leave(&self, slot: usize, lane: &Arc<Lane>) -> bool {
-        let is_news = self.waiting.load(Ordering::SeqCst) != 0 || lane.has_chunk(slot);
+        let is_news = self.waiting.load(Ordering::SeqCst) != 0;
         // Anew each time: the owner wakes once per arm number.
         let armed = is_news.then(|| (Arc::clone(lane), lane.arm_for_reaping(slot)));
         self.abandoned.fetch_or(1 << slot, Ordering::SeqCst);

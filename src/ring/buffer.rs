@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 
 use super::caller::RequestWords;
-use super::layout::{CHAIN_AT, CHAIN_WORDS, REQUEST_BODY, REQUEST_FIRST_WORDS, RequestMeta, Spill};
+use super::layout::{CHAIN_AT, CHAIN_WORDS, Loan, REQUEST_BODY, REQUEST_FIRST_WORDS};
 
 /// Holds what [`CallerRing::publish`](super::caller::CallerRing::publish) asks to be initialised: always the first line's
 /// words; the words of a body once [`close`](RequestBuffer::close) was told its length; the chain's once set.
@@ -45,9 +45,10 @@ impl RequestBuffer {
         }
     }
 
-    /// Puts in place of a body where it lies.
-    pub fn set_spill(&mut self, spill: Spill) {
-        for (word, value) in self.words.iter_mut().zip(spill.to_words()) {
+    /// Puts loans at the word `first`: behind a body that was closed, or, where it lies elsewhere, in its place.
+    pub fn set_loans(&mut self, first: usize, loans: &[Loan]) {
+        let values = loans.iter().flat_map(|loan| loan.to_words());
+        for (word, value) in self.words[first..].iter_mut().zip(values) {
             word.write(value);
         }
     }
@@ -55,13 +56,6 @@ impl RequestBuffer {
     pub fn set_chain(&mut self, chain: &[u64; CHAIN_WORDS]) {
         for (word, id) in self.words[CHAIN_AT..].iter_mut().zip(chain) {
             word.write(*id);
-        }
-    }
-
-    /// Takes another buffer's chain over, if `flags` say that it has one.
-    pub fn copy_chain(&mut self, from: &RequestBuffer, flags: u8) {
-        if flags & RequestMeta::CHAIN != 0 {
-            self.words[CHAIN_AT..].copy_from_slice(&from.words[CHAIN_AT..]);
         }
     }
 

@@ -18,7 +18,12 @@ pub(crate) struct Header {
     pub flags: u8,
     pub cpu: u16,
     pub deadline_ms: u32,
+    /// Bytes of the encoded body.
     pub len: u32,
+    /// Loans behind it.
+    pub lent: u32,
+    /// A lease given back herewith; 0: none.
+    pub returned: u32,
 }
 
 /// A request's body as words, the last of them padded.
@@ -100,8 +105,8 @@ impl CallerRing {
     ///
     /// # Safety
     ///
-    /// Initialised must be: the words of the first line whatever the length, those that `header.len` bytes take (or
-    /// [`SPILL_LEN`], if flagged), and the chain's if flagged.
+    /// Initialised must be: the words of the first line whatever the length, those that `header.len` bytes and the loans behind
+    /// them take (or one loan, if flagged as spilled), and the chain's if flagged.
     ///
     /// A cell is always free here. The calls out never outnumber the slots; the owner takes cells in order; and it
     /// answers a call only after taking its cell. So the cell `SLOTS` positions back was taken before the call that held
@@ -115,7 +120,10 @@ impl CallerRing {
         // length was zero or our own older bytes, so it tells the owner nothing new.
         // SAFETY: the caller of this function initialised the first line's words.
         unsafe { copy_words(cell, body, 0..REQUEST_FIRST_WORDS) };
-        if header.len as usize > REQUEST_FIRST_WORDS * 8 || header.flags & RequestMeta::CHAIN != 0 {
+        if header.len as usize > REQUEST_FIRST_WORDS * 8
+            || header.flags & RequestMeta::CHAIN != 0
+            || header.lent != 0
+        {
             // SAFETY: and those that the length and the flags ask for.
             unsafe { copy_rest(cell, header, body) };
         }
@@ -123,6 +131,8 @@ impl CallerRing {
         cell.key.store(header.key, Ordering::Relaxed);
         cell.deadline_ms.store(header.deadline_ms, Ordering::Relaxed);
         cell.len.store(header.len, Ordering::Relaxed);
+        cell.lent.store(header.lent, Ordering::Relaxed);
+        cell.returned.store(header.returned, Ordering::Relaxed);
         cell.meta.store(meta.pack(), Ordering::Relaxed);
         // Release: an owner that sees the number sees the whole cell.
         cell.number.store(position.wrapping_add(1), Ordering::Release);
@@ -160,12 +170,14 @@ impl CallerRing {
         }
     }
 
-    /// The answered response's meta word and length. Only after [`Look::Answered`].
+    /// The answered response's meta word, the length of its encoded body, and how many loans follow that. Only after
+    /// [`Look::Answered`].
     #[inline(always)]
-    pub fn response_head(&self, slot: usize) -> (ResponseMeta, usize) {
+    pub fn response_head(&self, slot: usize) -> (ResponseMeta, usize, u32) {
         let response = &self.response().slots[slot];
         let meta = ResponseMeta::unpack(response.meta.load(Ordering::Relaxed));
-        (meta, response.len.load(Ordering::Relaxed) as usize)
+        let lent = response.lent.load(Ordering::Relaxed);
+        (meta, response.len.load(Ordering::Relaxed) as usize, lent)
     }
 
     /// Copies `len` bytes of the answered response's body out, `len <= RESPONSE_BODY`. The first line's words are
@@ -185,15 +197,33 @@ impl CallerRing {
         }
     }
 
+    /// What the answered response in `slot` with this [head](Self::response_head) lends: its body, if that is spilled, else the
+    /// loans behind it; with the body's words in `words`. `None`: no honest owner wrote it.
+    pub fn response_loans<'a>(
+        &self,
+        slot: usize,
+        (meta, len, lent): (ResponseMeta, usize, u32),
+        words: &'a mut ResponseWords,
+    ) -> Option<(Option<Loan>, impl Iterator<Item = Loan> + use<'a>)> {
+        let is_spilled = meta.flags & ResponseMeta::SPILLED != 0;
+        let whole = if is_spilled { LOAN_LEN as u64 } else { len_with_loans(len as u64, lent) };
+        if whole > RESPONSE_BODY as u64 {
+            return None;
+        }
+        self.response_body(slot, whole as usize, words);
+        let words: &'a ResponseWords = words;
+        let loan_at = move |at: usize| {
+            // SAFETY: the words of `whole` bytes were just initialised, and those of no loan beyond them are asked for.
+            Loan::from_words(std::array::from_fn(|i| unsafe { words[at + i].assume_init() }))
+        };
+        let (first, inline) = (len.div_ceil(8), if is_spilled { 0 } else { lent as usize });
+        Some((is_spilled.then(|| loan_at(0)), (0..inline).map(move |i| loan_at(first + i * LOAN_WORDS))))
+    }
+
     /// Says that the call in `slot` is over and its response read: the slot can be given to the next call.
     #[inline(always)]
     pub fn finish(&self, slot: usize) {
         self.answers[slot].store(self.wanted(slot), Ordering::Relaxed);
-    }
-
-    /// Tells the owner that the spilled body of the answer in `slot` was copied out. Before [`finish`](Self::finish).
-    pub fn release_spill(&self, slot: usize) {
-        self.request().control[slot].released.store(self.wanted(slot), Ordering::Release);
     }
 
     /// Says who waits for the answer in `slot`, then fences, so that a look after this call cannot miss an answer whose
@@ -255,7 +285,8 @@ impl CallerRing {
 #[inline(never)]
 unsafe fn copy_rest(cell: &RequestCell, header: Header, body: &RequestWords) {
     let spilled = header.flags & RequestMeta::SPILLED != 0;
-    let len = if spilled { SPILL_LEN } else { header.len as usize };
+    let whole = len_with_loans(u64::from(header.len), header.lent) as usize;
+    let len = if spilled { LOAN_LEN } else { whole };
     let words = len.div_ceil(8).min(body.len());
     if words > REQUEST_FIRST_WORDS {
         // SAFETY: within the length, so initialised.

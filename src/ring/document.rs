@@ -94,12 +94,15 @@ macro_rules! size_of_field {
 }
 
 fn memories(built: &mut Built) {
-    fields!(built, "Request memory words", RequestMemory, control, cells);
-    fields!(built, "Slot control", SlotControl, sleep, withdrawn, released, hint);
-    fields!(built, "Cell", RequestCell, number, meta, key, deadline_ms, len, body);
-    fields!(built, "Response memory words", ResponseMemory, polled, closing, started, slots);
+    fields!(built, "Request memory words", RequestMemory, control, cells, returns);
+    fields!(built, "Slot control", SlotControl, sleep, withdrawn, hint);
+    fields!(built, "Cell", RequestCell, number, meta, key, deadline_ms, len, lent, returned, body);
+    fields!(built, "Response memory words", ResponseMemory, polled, closing, started, slots, returns);
     fields!(built, "Slot", ResponseSlot, count, meta, len, lent, body);
-    built.section("Spill", &[("segment", (0, 8)), ("offset", (8, 8)), ("len", (16, 8)), ("end", (24, 0))]);
+    fields!(built, "Returns", Returns, count, wanted, bits);
+    let loan =
+        [("lease", (0, 4)), ("segment", (4, 4)), ("offset", (8, 8)), ("len", (16, 8)), ("end", (24, 0))];
+    built.section("Loan", &loan);
     built.numbers(
         "Sizes",
         &[
@@ -108,7 +111,8 @@ fn memories(built: &mut Built) {
             ("RESPONSE_BODY", RESPONSE_BODY as u64),
             ("CHAIN_WORDS", CHAIN_WORDS as u64),
             ("CHAIN_AT", CHAIN_AT as u64),
-            ("SPILL_LEN", SPILL_LEN as u64),
+            ("LOAN_LEN", LOAN_LEN as u64),
+            ("LEASES", LEASES as u64),
         ],
     );
     built.numbers(
@@ -249,6 +253,7 @@ fn sockets(built: &mut Built) {
             ("WAKE", parcels::WAKE.into()),
             ("SEGMENT", parcels::SEGMENT.into()),
             ("DROPPED", parcels::DROPPED.into()),
+            ("LEFT", parcels::LEFT.into()),
         ],
     );
     built.section(
@@ -294,11 +299,11 @@ fn the_document_says_what_the_code_does() {
 
 #[test]
 fn the_layout_number_is_made_as_documented() {
-    let expected = 20480 << 32 | 16896 << 8 | u64::from(cfg!(target_endian = "big")) << 1;
+    let expected = 21760 << 32 | 18176 << 8 | u64::from(cfg!(target_endian = "big")) << 1;
     assert_eq!(handshake::LAYOUT, expected | u64::from(cfg!(target_pointer_width = "64")));
 }
 
 #[test]
-fn a_spill_is_three_words_as_documented() {
-    assert_eq!(Spill { segment: 1, offset: 2, len: 3 }.to_words(), [1, 2, 3]);
+fn a_loan_is_three_words_as_documented() {
+    assert_eq!(Loan { lease: 4, segment: 1, offset: 2, len: 3 }.to_words(), [1 << 32 | 4, 2, 3]);
 }

@@ -10,11 +10,11 @@ use crate::sync::{AtomicU32, AtomicU64, Word};
 /// 64 because one word holds the set of free slots; with 256-byte cells both memories of a lane stay at 44 KiB.
 pub(crate) const SLOTS: usize = if cfg!(loom) { 2 } else { 64 };
 /// Bytes of a request body that fit its cell.
-pub(crate) const REQUEST_BODY: usize = if cfg!(loom) { 16 } else { 232 };
+pub(crate) const REQUEST_BODY: usize = if cfg!(loom) { 16 } else { 224 };
 /// Bytes of a response body that fit its slot.
 pub(crate) const RESPONSE_BODY: usize = if cfg!(loom) { 8 } else { 240 };
 /// Words of a request body in the cell's first cache line; they are copied without looking at the length.
-pub(crate) const REQUEST_FIRST_WORDS: usize = if cfg!(loom) { 1 } else { 5 };
+pub(crate) const REQUEST_FIRST_WORDS: usize = if cfg!(loom) { 1 } else { 4 };
 /// Words of a response body in the slot's first cache line.
 pub(crate) const RESPONSE_FIRST_WORDS: usize = if cfg!(loom) { 1 } else { 6 };
 
@@ -29,8 +29,12 @@ pub(crate) struct RequestCell {
     pub key: AtomicU64,
     /// Milliseconds of the owner's CLOCK_MONOTONIC, modulo 2^32, after which the call need not begin; 0: none.
     pub deadline_ms: AtomicU32,
-    /// Length of the body in bytes; of the whole body also where it is spilled.
+    /// Length of the encoded body in bytes; of the whole of it also where it is spilled.
     pub len: AtomicU32,
+    /// Buffers lent with the request: so many [`Loan`]s follow its body.
+    pub lent: AtomicU32,
+    /// The number of a lease of the owner's that is given back herewith; 0: none.
+    pub returned: AtomicU32,
     pub body: [AtomicU64; REQUEST_BODY / 8],
 }
 
@@ -42,8 +46,6 @@ pub(crate) struct SlotControl {
     pub sleep: AtomicU32,
     /// The answer number of the call that its caller has given up; 0: none.
     pub withdrawn: AtomicU32,
-    /// The number of the last answer in this slot whose spilled body the caller has copied out.
-    pub released: AtomicU32,
     /// [`COLD`] or [`HOT`]: whether the next call is likely to follow at once. Of slot 0 only, for the whole lane: in a line of
     /// its own it would cost the lane another page.
     pub hint: AtomicU32,
@@ -54,6 +56,8 @@ pub(crate) struct SlotControl {
 pub(crate) struct RequestMemory {
     pub control: [SlotControl; SLOTS],
     pub cells: [RequestCell; SLOTS],
+    /// Of what the owner lent.
+    pub returns: Returns,
 }
 
 /// One response. Written whole by the owner, then published by `count`.
@@ -63,9 +67,9 @@ pub(crate) struct ResponseSlot {
     pub count: Word,
     /// Packed [`ResponseMeta`].
     pub meta: AtomicU32,
-    /// Length of the body in bytes; of the whole body also where it is spilled.
+    /// Length of the encoded body in bytes; of the whole of it also where it is spilled.
     pub len: AtomicU32,
-    /// Room for the number of buffers lent with the response; 0 in this version.
+    /// Buffers lent with the response: so many [`Loan`]s follow its body.
     pub lent: AtomicU32,
     pub body: [AtomicU64; RESPONSE_BODY / 8],
 }
@@ -80,6 +84,8 @@ pub(crate) struct ResponseMemory {
     /// Per slot the answer number of the last call begun in it. Apart from everything that anyone spins on.
     pub started: StartedWords,
     pub slots: [ResponseSlot; SLOTS],
+    /// Of what the caller lent.
+    pub returns: Returns,
 }
 
 /// `started`, moved off the line of `polled`.
@@ -124,7 +130,7 @@ pub(crate) struct RequestMeta {
 }
 
 impl RequestMeta {
-    /// The body lies in an arena segment; the cell holds a [`Spill`].
+    /// The body lies in an arena segment; the cell holds a [`Loan`] in its place.
     pub const SPILLED: u8 = 1;
     /// Nobody waits for a result: the answer is empty and given when the call is taken.
     pub const ONE_WAY: u8 = 2;
@@ -170,7 +176,7 @@ pub(crate) struct ResponseMeta {
 }
 
 impl ResponseMeta {
-    /// The body lies in an arena segment; the slot holds a [`Spill`].
+    /// The body lies in an arena segment; the slot holds a [`Loan`] in its place.
     pub const SPILLED: u8 = 1;
 
     #[inline(always)]
@@ -184,29 +190,55 @@ impl ResponseMeta {
     }
 }
 
-/// Where a body lies that did not fit: three words in place of it.
+/// A buffer that its writer lends, as three words: where it lies, and under which number it is given back. They stand in
+/// place of a body that did not fit, and, one after the other, behind a body that names buffers (from the next multiple of 8
+/// bytes on).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Spill {
+pub(crate) struct Loan {
+    /// See [`Loans`](super::leases::Loans).
+    pub lease: u32,
     /// The writer's number of the segment.
     pub segment: u32,
     /// Bytes from the segment's start.
     pub offset: u64,
-    /// Bytes of the body.
+    /// Bytes lent.
     pub len: u64,
 }
 
-/// Bytes that a [`Spill`] takes in a body.
-pub(crate) const SPILL_LEN: usize = 24;
+/// Words of a [`Loan`].
+pub(crate) const LOAN_WORDS: usize = 3;
+/// Bytes of a [`Loan`].
+pub(crate) const LOAN_LEN: usize = LOAN_WORDS * 8;
 
-impl Spill {
-    pub fn to_words(self) -> [u64; 3] {
-        [u64::from(self.segment), self.offset, self.len]
+impl Loan {
+    pub fn to_words(self) -> [u64; LOAN_WORDS] {
+        [u64::from(self.lease) | u64::from(self.segment) << 32, self.offset, self.len]
     }
 
-    /// `None` where no honest peer writes such words.
-    pub fn from_words(words: [u64; 3]) -> Option<Spill> {
-        Some(Spill { segment: u32::try_from(words[0]).ok()?, offset: words[1], len: words[2] })
+    pub fn from_words(words: [u64; LOAN_WORDS]) -> Loan {
+        Loan { lease: words[0] as u32, segment: (words[0] >> 32) as u32, offset: words[1], len: words[2] }
     }
+}
+
+/// Bytes of a body of `len` encoded bytes with `lent` loans behind it.
+#[inline(always)]
+pub(crate) fn len_with_loans(len: u64, lent: u32) -> u64 {
+    if lent == 0 { len } else { len.next_multiple_of(8) + u64::from(lent) * LOAN_LEN as u64 }
+}
+
+/// Leases that can be out at once in one direction of a lane.
+pub(crate) const LEASES: usize = if cfg!(loom) { 64 } else { 8192 };
+
+/// How one side says which of the other's leases it has given back, and whether it wants its own: see
+/// [`leases`](super::leases).
+#[repr(C, align(64))]
+pub(crate) struct Returns {
+    /// One more with each lease given back by its bit.
+    pub count: AtomicU32,
+    /// Not 0: this side waits for memory; who gives back wakes it.
+    pub wanted: AtomicU32,
+    /// A bit per lease, turned over each time that it is given back.
+    pub bits: [AtomicU64; LEASES / 64],
 }
 
 /// Memories for the models, which cannot be zeroed pages.
@@ -219,23 +251,27 @@ mod fresh {
         AtomicU32::new(0)
     }
 
+    impl Returns {
+        pub fn fresh() -> Returns {
+            Returns { count: word(), wanted: word(), bits: from_fn(|_| AtomicU64::new(0)) }
+        }
+    }
+
     impl RequestMemory {
         pub fn fresh() -> RequestMemory {
             RequestMemory {
-                control: from_fn(|_| SlotControl {
-                    sleep: word(),
-                    withdrawn: word(),
-                    released: word(),
-                    hint: word(),
-                }),
+                control: from_fn(|_| SlotControl { sleep: word(), withdrawn: word(), hint: word() }),
                 cells: from_fn(|_| RequestCell {
                     number: word(),
                     meta: word(),
                     key: AtomicU64::new(0),
                     deadline_ms: word(),
                     len: word(),
+                    lent: word(),
+                    returned: word(),
                     body: from_fn(|_| AtomicU64::new(0)),
                 }),
+                returns: Returns::fresh(),
             }
         }
     }
@@ -253,6 +289,7 @@ mod fresh {
                     lent: word(),
                     body: from_fn(|_| AtomicU64::new(0)),
                 }),
+                returns: Returns::fresh(),
             }
         }
     }
@@ -262,7 +299,7 @@ mod fresh {
 const _: () = {
     assert!(size_of::<RequestCell>() == 256 && size_of::<ResponseSlot>() == 256);
     assert!(size_of::<SlotControl>() == 64);
-    assert!(SPILL_LEN == size_of::<[u64; 3]>());
+    assert!(size_of::<Returns>() == 64 + LEASES / 8);
 };
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ pub(crate) mod caller;
 #[cfg(all(test, not(loom)))]
 mod document;
 pub(crate) mod layout;
+pub(crate) mod leases;
 #[cfg(all(test, loom))]
 mod models;
 pub(crate) mod owner;

@@ -2,8 +2,8 @@
 //! machine may let a load see.
 //!
 //! Each model has negative ones beside it: the same with a fence, a second look or a lock left out, which must fail;
-//! else the model would show nothing. The ring's fences are left out by the name of their function, so that what runs is
-//! the ring's code less one line. What the proxy and the pool do around the ring is mirrored here, step by step.
+//! else the model would show nothing. The ring's fences are left out by the name of their function, and orders likewise, so
+//! that what runs is the ring's code less that. What the proxy and the pool do around the ring is mirrored here, step by step.
 //!
 //! What loom (0.7) cannot do, and what is made of it:
 //!
@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
+use loom::cell::UnsafeCell;
 use loom::model::Builder;
 use loom::sync::{Condvar, Mutex};
 use loom::thread;
@@ -27,11 +28,14 @@ use loom::thread;
 use super::caller::{CallerRing, Header, Look, RequestWords, ResponseWords};
 use super::layout::*;
 use super::owner::{OwnerRing, Request, Take, Taker};
-use crate::sync::{Ordering, left_out};
+use crate::sync::Ordering;
+use crate::sync::left_out::{self, Part};
 
 mod calls;
 mod death;
 mod ending;
+mod holding;
+mod leases;
 mod leaving;
 mod naming;
 mod polling;
@@ -64,12 +68,28 @@ fn explore(preemptions: impl Into<Option<usize>>, model: impl Fn() + Send + Sync
 
 /// Leaves the fence of `function` out, in this test.
 fn without_fence_of(function: &str) {
-    let files = [("ring/caller.rs", include_str!("caller.rs")), ("ring/owner.rs", include_str!("owner.rs"))];
+    leave_out(Part::Fence, function);
+}
+
+/// Makes all accesses of `function` relaxed, in this test.
+fn without_order_of(function: &str) {
+    leave_out(Part::Order, function);
+}
+
+fn leave_out(part: Part, function: &str) {
+    let files = [
+        ("ring/caller.rs", include_str!("caller.rs")),
+        ("ring/owner.rs", include_str!("owner.rs")),
+        ("ring/leases.rs", include_str!("leases.rs")),
+    ];
     for (file, text) in files {
-        let start = text.lines().position(|line| line.contains(&format!("fn {function}(")));
-        let Some(start) = start else { continue };
-        let len = text.lines().skip(start).position(|line| line == "    }").unwrap_or(0);
-        return left_out::set(file, start as u32..(start + len + 1) as u32);
+        let mut lines = text.lines().enumerate();
+        let Some((start, first)) = lines.find(|(_, line)| line.contains(&format!("fn {function}("))) else {
+            continue;
+        };
+        let end = format!("{}}}", &first[..first.len() - first.trim_start().len()]);
+        let end = lines.find(|(_, line)| *line == end).map_or(start, |(end, _)| end);
+        return left_out::set(part, file, start as u32 + 1..end as u32 + 1);
     }
     panic!("the ring has no function `{function}`");
 }
@@ -94,9 +114,14 @@ impl Lane {
 
     /// Sends the call `key` in `slot`, with itself as its body.
     fn publish(&self, slot: usize, key: u64) {
+        self.publish_returning(slot, key, 0);
+    }
+
+    /// The same, giving a lease back with it.
+    fn publish_returning(&self, slot: usize, key: u64, returned: u32) {
         let mut body: RequestWords = [std::mem::MaybeUninit::uninit(); REQUEST_BODY / 8];
         body[0].write(key);
-        let header = Header { key, flags: 0, cpu: NO_CPU, deadline_ms: 0, len: 8 };
+        let header = Header { key, flags: 0, cpu: NO_CPU, deadline_ms: 0, len: 8, lent: 0, returned };
         // SAFETY: 8 bytes are the first line's word, and initialised.
         unsafe { self.caller.publish(slot, header, &body) };
     }
@@ -112,7 +137,7 @@ impl Lane {
 
     /// Reads the answer to the call `key` in `slot`, and is done with it.
     fn finish(&self, slot: usize, key: u64) {
-        let (_, len) = self.caller.response_head(slot);
+        let (_, len, _) = self.caller.response_head(slot);
         let mut words: ResponseWords = [std::mem::MaybeUninit::uninit(); RESPONSE_BODY / 8];
         self.caller.response_body(slot, len, &mut words);
         // SAFETY: the first line's word is always initialised.
@@ -140,9 +165,9 @@ impl Lane {
     /// Answers a request without looking for a sleeper.
     fn answer(&self, request: &Request) {
         assert_eq!(request.body(), request.key.to_ne_bytes(), "found: a torn request");
-        self.owner.write_response(request.slot(), &[answer_to(request.key)]);
+        self.owner.write_response_bytes(request.slot(), &answer_to(request.key).to_ne_bytes());
         let meta = ResponseMeta { status: 0, flags: 0, cpu: NO_CPU };
-        self.owner.answer(request.slot(), request.wanted, meta, 8);
+        self.owner.answer(request.slot(), request.wanted, meta, 8, 0);
     }
 
     /// Wakes who sleeps on `slot`. Mirrors `OwnerLane::wake`, without tasks.
@@ -201,5 +226,38 @@ impl Event {
             happened = self.waiting.wait(happened).unwrap();
         }
         *happened = false;
+    }
+}
+
+/// Runs `f` in a thread.
+fn with<T: Send + Sync + 'static>(
+    value: &Arc<T>,
+    f: impl FnOnce(&T) + Send + 'static,
+) -> thread::JoinHandle<()> {
+    let value = Arc::clone(value);
+    thread::spawn(move || f(&value))
+}
+
+/// Memory that is lent, and written anew once it is back: loom complains if that is while, or not after, it is read.
+struct Memory(UnsafeCell<u32>);
+
+// SAFETY: the cell is checked by loom.
+unsafe impl Sync for Memory {}
+// SAFETY: as above.
+unsafe impl Send for Memory {}
+
+impl Memory {
+    fn new() -> Arc<Memory> {
+        Arc::new(Memory(UnsafeCell::new(1)))
+    }
+
+    fn read(&self) {
+        // SAFETY: it is lent; loom complains if somebody writes.
+        assert_eq!(self.0.with(|word| unsafe { *word }), 1, "found: memory written under its holder");
+    }
+
+    fn write(&self) {
+        // SAFETY: it is not lent; loom complains if somebody reads.
+        self.0.with_mut(|word| unsafe { *word = 2 });
     }
 }

@@ -3,6 +3,7 @@
 //! Taking is for one thread at a time ([`OwnerRing::try_lock`]), from reading a cell until its body is copied out: so
 //! an answered call implies that all earlier cells are free. Running and answering hold no lock.
 
+use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
@@ -31,10 +32,15 @@ pub(crate) struct Request {
     pub wanted: u32,
     pub key: u64,
     pub deadline_ms: u32,
+    /// Bytes of the encoded body.
     pub len: u32,
+    /// Loans behind it.
+    pub lent: u32,
+    /// A lease of ours that is given back herewith; 0: none, or taken back.
+    pub returned: Cell<u32>,
     /// More calls of the lane were out when this was taken than its object allows.
     pub is_excess: bool,
-    /// The first line's words and those of the body and chain, as far as the header says there are any.
+    /// The first line's words and those of the body, the loans and the chain, as far as the header says there are any.
     words: RequestWords,
 }
 
@@ -48,6 +54,8 @@ impl Request {
             key: 0,
             deadline_ms: 0,
             len: 0,
+            lent: 0,
+            returned: Cell::new(0),
             is_excess: false,
             words: [MaybeUninit::uninit(); REQUEST_BODY / 8],
         }
@@ -67,13 +75,29 @@ impl Request {
         unsafe { std::slice::from_raw_parts(self.words.as_ptr().cast(), len) }
     }
 
-    /// Where the body lies, if it did not fit; `None` inside if no honest caller wrote that.
-    pub fn spill(&self) -> Option<Option<Spill>> {
-        self.meta.has(RequestMeta::SPILLED).then(|| {
-            // SAFETY: the flag made `take` copy SPILL_LEN bytes.
-            let words = std::array::from_fn(|i| unsafe { self.words[i].assume_init() });
-            Spill::from_words(words).filter(|spill| spill.len == u64::from(self.len))
-        })
+    /// What it takes beside an encoded body in the cell: nothing, for most calls.
+    #[inline(always)]
+    pub fn is_plain(&self) -> bool {
+        !self.meta.has(RequestMeta::SPILLED) && self.lent == 0
+    }
+
+    /// Where the body lies, with the loans behind it, if it did not fit.
+    pub fn spill(&self) -> Option<Loan> {
+        self.meta.has(RequestMeta::SPILLED).then(|| self.loan_at(0))
+    }
+
+    /// The loans behind a body that came in the cell.
+    pub fn loans(&self) -> impl Iterator<Item = Loan> {
+        let lent = if self.meta.has(RequestMeta::SPILLED) { 0 } else { self.lent as usize };
+        let first = (self.len as usize).div_ceil(8);
+        (0..lent).map(move |i| self.loan_at(first + i * LOAN_WORDS))
+    }
+
+    /// For words that `take` has seen to be there.
+    fn loan_at(&self, word: usize) -> Loan {
+        // SAFETY: `take` copied the words of all loans in the cell: of the body's if it is flagged as spilled, else of `lent`
+        // behind the body.
+        Loan::from_words(std::array::from_fn(|i| unsafe { self.words[word + i].assume_init() }))
     }
 
     /// The objects that this call came through, oldest first, 0 where there is none.
@@ -262,10 +286,11 @@ impl OwnerRing {
         }
     }
 
-    /// Writes words into the response body of the call in `slot`. For who answers it only.
-    pub fn write_response(&self, slot: usize, words: &[u64]) {
-        for (shared, word) in self.response().slots[slot].body.iter().zip(words) {
-            shared.store(*word, Ordering::Relaxed);
+    /// Writes loans into the response body of the call in `slot`, from its word `first` on. For who answers it only.
+    pub fn write_loans(&self, slot: usize, first: usize, loans: &[Loan]) {
+        let words = loans.iter().flat_map(|loan| loan.to_words());
+        for (shared, word) in self.response().slots[slot].body[first..].iter().zip(words) {
+            shared.store(word, Ordering::Relaxed);
         }
     }
 
@@ -282,10 +307,11 @@ impl OwnerRing {
     /// Publishes the response that stands in the slot's body. Then look at [`sleeper`](Self::sleeper), and once more
     /// by [`after_answers`](Self::after_answers).
     #[inline(always)]
-    pub fn answer(&self, slot: usize, wanted: u32, meta: ResponseMeta, len: u32) {
+    pub fn answer(&self, slot: usize, wanted: u32, meta: ResponseMeta, len: u32, lent: u32) {
         let response = &self.response().slots[slot];
         response.meta.store(meta.pack(), Ordering::Relaxed);
         response.len.store(len, Ordering::Relaxed);
+        response.lent.store(lent, Ordering::Relaxed);
         // Release: who sees the count sees the response. It is what makes the slot free, for our own takers too: so it comes
         // last, and a caller that names the slot a moment before has named one that is not free.
         response.count.store(wanted, Ordering::Release);
@@ -324,11 +350,6 @@ impl OwnerRing {
     pub fn wake(&self, slot: usize) {
         self.response().slots[slot].count.wake();
     }
-
-    /// The answer number up to which the caller has copied spilled bodies of `slot` out.
-    pub fn released(&self, slot: usize) -> u32 {
-        self.request().control[slot].released.load(Ordering::Acquire)
-    }
 }
 
 /// The right to take from a lane; dropping it gives it up.
@@ -360,13 +381,16 @@ impl Taker<'_> {
         };
         request.meta = meta;
         request.len = cell.len.load(Ordering::Relaxed);
+        request.lent = cell.lent.load(Ordering::Relaxed);
+        request.returned.set(cell.returned.load(Ordering::Relaxed));
         request.key = cell.key.load(Ordering::Relaxed);
         request.deadline_ms = cell.deadline_ms.load(Ordering::Relaxed);
         for (word, shared) in request.words.iter_mut().zip(&cell.body).take(REQUEST_FIRST_WORDS) {
             word.write(shared.load(Ordering::Relaxed));
         }
-        if (request.len as usize > REQUEST_FIRST_WORDS * 8 || meta.flags != 0) && !take_rest(cell, request) {
-            request.len = 0;
+        let has_more = request.len as usize > REQUEST_FIRST_WORDS * 8 || meta.flags != 0 || request.lent != 0;
+        if has_more && !take_rest(cell, request) {
+            (request.len, request.lent) = (0, 0);
             return Take::Violation;
         }
         let slot = request.slot();
@@ -377,6 +401,11 @@ impl Taker<'_> {
         ring.taken[slot].store(request.wanted, Ordering::Relaxed);
         ring.next.store(position.wrapping_add(1), Ordering::Relaxed);
         Take::Taken
+    }
+
+    /// Forgets that a request was taken, which is not to be answered: its slot does not count as out.
+    pub fn untake(&mut self, request: &Request) {
+        self.ring.taken[request.slot()].store(request.wanted.wrapping_sub(1), Ordering::Relaxed);
     }
 
     /// How many calls are taken and not answered. Whoever holds the lock counts none that came after its own.
@@ -396,10 +425,12 @@ fn absent(number: u32, position: u32) -> Take {
 #[inline(never)]
 fn take_rest(cell: &RequestCell, request: &mut Request) -> bool {
     let spilled = request.meta.has(RequestMeta::SPILLED);
-    let len = if spilled { SPILL_LEN } else { request.len as usize };
-    if len > request.meta.room() {
+    let whole = len_with_loans(u64::from(request.len), request.lent);
+    let len = if spilled { LOAN_LEN as u64 } else { whole };
+    if len > request.meta.room() as u64 || request.lent as usize > LEASES {
         return false;
     }
+    let len = len as usize;
     for (word, shared) in
         request.words.iter_mut().zip(&cell.body).take(len.div_ceil(8)).skip(REQUEST_FIRST_WORDS)
     {

@@ -77,6 +77,11 @@ pub(crate) fn shutdown(socket: impl AsFd) {
     let _ = rustix::net::shutdown(socket, Shutdown::Both);
 }
 
+/// Ends our direction for every process that holds the socket: the peer reads what was sent, then the end.
+pub(crate) fn shutdown_sending(socket: impl AsFd) {
+    let _ = rustix::net::shutdown(socket, Shutdown::Write);
+}
+
 /// Sends one message, whole or not at all, with up to [`MAX_FDS`] descriptors.
 ///
 /// Errors: `AGAIN` for a full queue, `PIPE`/`CONNRESET` for a peer that is gone, `TOOMANYREFS` for too many descriptors under

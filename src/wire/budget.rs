@@ -9,6 +9,7 @@ use std::fmt;
 
 use serde::de::{self, Deserialize};
 
+use super::blob::Lent;
 use super::decoder::Decoder;
 
 /// How much one body may cost its reader.
@@ -69,6 +70,13 @@ pub enum DecodeError {
     TooDeep,
     /// The value would take more memory than the budget allows.
     TooBig,
+    /// A blob is said to be lent with the body, and is not.
+    NotLent {
+        /// Which one it is said to be, from 1.
+        number: u64,
+        /// How many are lent.
+        lent: usize,
+    },
     /// The type asks what the format cannot tell (`deserialize_any`, skipped fields of unknown type).
     NotSelfDescribing,
     /// The type itself refused the value; its own words.
@@ -88,6 +96,9 @@ impl fmt::Display for DecodeError {
             DecodeError::BadNumber => "a number does not fit its type",
             DecodeError::TooDeep => "the value nests deeper than the limit",
             DecodeError::TooBig => "the value would take more memory than `Limits::decode_bytes` allows for a body of this size",
+            DecodeError::NotLent { number, lent } => {
+                return write!(f, "the value refers to lent buffer {number}, and {lent} came with it");
+            }
             DecodeError::NotSelfDescribing => {
                 "the type needs a self-describing format, which the bus does not use (serde's untagged, tag or flatten?)"
             }
@@ -118,7 +129,21 @@ impl de::Error for DecodeError {
 /// ```
 #[inline]
 pub(crate) fn decode<'a, T: Deserialize<'a>>(body: &'a [u8], budget: &Budget) -> Result<T, DecodeError> {
-    let mut decoder = Decoder::new(body, budget);
+    decode_with(body, Lent::default(), budget)
+}
+
+/// As [`decode`], of a body that came with what is `lent`.
+///
+/// # Errors
+///
+/// As [`decode`], or when the body refers to a blob that was not lent with it.
+#[inline]
+pub(crate) fn decode_with<'a, T: Deserialize<'a>>(
+    body: &'a [u8],
+    lent: Lent<'a>,
+    budget: &Budget,
+) -> Result<T, DecodeError> {
+    let mut decoder = Decoder::new(body, lent, budget);
     let value = T::deserialize(&mut decoder)?;
     match decoder.bytes_left() {
         0 => Ok(value),

@@ -2,9 +2,12 @@
 
 use std::mem::size_of;
 
+use serde::de::value::BorrowedBytesDeserializer;
 use serde::de::{self, DeserializeSeed, IntoDeserializer, Visitor};
 
+use super::blob::{self, Lent};
 use super::budget::{Budget, DecodeError};
+use crate::blob::shared::Blob;
 
 /// The least an element is charged, in bytes: bounds the time spent on elements that take no bytes at all.
 const LEAST_CHARGE: u64 = 8;
@@ -22,16 +25,18 @@ pub(super) struct Decoder<'de> {
     depth_left: u32,
     /// Sequences preallocate while at least this much depth is left.
     preallocate_from: u32,
+    lent: Lent<'de>,
 }
 
 impl<'de> Decoder<'de> {
     #[inline]
-    pub(super) fn new(body: &'de [u8], budget: &Budget) -> Self {
+    pub(super) fn new(body: &'de [u8], lent: Lent<'de>, budget: &Budget) -> Self {
         Decoder {
             left: body,
             heap_left: budget.heap_for(body.len()),
             depth_left: budget.depth,
             preallocate_from: budget.depth.saturating_sub(DEEPEST_PREALLOCATION),
+            lent,
         }
     }
 
@@ -116,6 +121,14 @@ impl<'de> Decoder<'de> {
         std::str::from_utf8(self.bytes()?).map_err(|_| DecodeError::BadUtf8)
     }
 
+    /// A blob, or where its bytes are if the body has them.
+    fn blob(&mut self) -> Result<std::result::Result<&'de Blob, &'de [u8]>> {
+        let number = self.varint(64)?;
+        let Some(index) = number.checked_sub(1) else { return self.bytes().map(Err) };
+        let lent = usize::try_from(index).ok().and_then(|index| self.lent.blobs.get(index));
+        lent.map(Ok).ok_or(DecodeError::NotLent { number, lent: self.lent.blobs.len() })
+    }
+
     /// The number of elements of a sequence or map. More than there are bytes left is honest only for elements of no
     /// bytes, so only what the budget can still pay for passes.
     #[inline]
@@ -184,7 +197,20 @@ impl<'de> de::Deserializer<'de> for &mut Decoder<'de> {
         deserialize_str visit_borrowed_str |d| d.string()?;
         deserialize_string visit_borrowed_str |d| d.string()?;
         deserialize_bytes visit_borrowed_bytes |d| d.bytes()?;
-        deserialize_byte_buf visit_borrowed_bytes |d| d.bytes()?;
+    }
+
+    #[inline]
+    fn deserialize_byte_buf<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
+        let bytes = self.bytes()?;
+        #[cfg(feature = "bytes")]
+        if typeid::of::<V::Value>() == typeid::of::<bytes::Bytes>()
+            && blob::visitor_of::<bytes::Bytes>() == Some(typeid::of::<V>())
+            && let Some(slice) = self.lent.slice_of(bytes)
+            && let Ok(value) = blob::same(blob::into_bytes(slice))
+        {
+            return Ok(value);
+        }
+        visitor.visit_borrowed_bytes(bytes)
     }
 
     #[inline]
@@ -225,16 +251,37 @@ impl<'de> de::Deserializer<'de> for &mut Decoder<'de> {
     }
 
     #[inline]
-    fn deserialize_newtype_struct<V: Visitor<'de>>(
-        self,
-        _name: &'static str,
-        visitor: V,
-    ) -> Result<V::Value> {
-        self.nested(|decoder| visitor.visit_newtype_struct(decoder))
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, name: &'static str, visitor: V) -> Result<V::Value> {
+        if name != blob::NAME {
+            return self.nested(|decoder| visitor.visit_newtype_struct(decoder));
+        }
+        let found = self.blob()?;
+        if blob::asks_for_blob::<V>() {
+            let blob = match found {
+                Ok(lent) => lent.clone(),
+                Err(bytes) => self.lent.blob_of(bytes),
+            };
+            if let Ok(value) = blob::same(blob) {
+                return Ok(value);
+            }
+        }
+        // Somebody between the blob and us has wrapped its visitor: all that passes through is bytes.
+        let bytes = match found {
+            Ok(lent) => lent,
+            Err(bytes) => bytes,
+        };
+        visitor.visit_newtype_struct(BorrowedBytesDeserializer::new(bytes))
     }
 
     #[inline]
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
+        // The visitor is looked at as well, since another might make of its elements what it likes.
+        if typeid::of::<V::Value>() == typeid::of::<Vec<u8>>()
+            && blob::visitor_of::<Vec<u8>>() == Some(typeid::of::<V>())
+            && let Ok(value) = blob::same(self.bytes()?.to_vec())
+        {
+            return Ok(value);
+        }
         let len = self.length()?;
         self.nested(|decoder| visitor.visit_seq(Elements { decoder, left: len }))
     }

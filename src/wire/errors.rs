@@ -7,7 +7,8 @@ use std::{fmt, io};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::budget::{Budget, DecodeError, decode};
+use super::blob::Lent;
+use super::budget::{Budget, DecodeError, decode_with};
 use super::schema::{Primitive, Schemas, Type, TypeRef};
 use crate::error::{BusError, CallError, RemoteError};
 
@@ -87,7 +88,7 @@ pub trait OwnError: Sized + 'static {
 
     /// Decodes it.
     #[doc(hidden)]
-    fn decode_error(body: &[u8], budget: &Budget) -> Result<Self, DecodeError>;
+    fn decode_error(body: &[u8], lent: Lent<'_>, budget: &Budget) -> Result<Self, DecodeError>;
 }
 
 impl<E: Type + DeserializeOwned + 'static> OwnError for E {
@@ -95,8 +96,8 @@ impl<E: Type + DeserializeOwned + 'static> OwnError for E {
         <E as Type>::schema(types)
     }
 
-    fn decode_error(body: &[u8], budget: &Budget) -> Result<E, DecodeError> {
-        decode(body, budget)
+    fn decode_error(body: &[u8], lent: Lent<'_>, budget: &Budget) -> Result<E, DecodeError> {
+        decode_with(body, lent, budget)
     }
 }
 
@@ -106,7 +107,7 @@ impl OwnError for Infallible {
         TypeRef::Primitive(Primitive::Never)
     }
 
-    fn decode_error(_: &[u8], _: &Budget) -> Result<Infallible, DecodeError> {
+    fn decode_error(_: &[u8], _: Lent<'_>, _: &Budget) -> Result<Infallible, DecodeError> {
         Err(DecodeError::Refused("the method cannot fail, and yet it did".into()))
     }
 }

@@ -81,6 +81,7 @@ pub enum Primitive {
     F64,
     Char,
     String,
+    Blob,
 }
 
 impl Primitive {
@@ -106,6 +107,7 @@ impl Primitive {
             Primitive::F64 => "f64",
             Primitive::Char => "char",
             Primitive::String => "String",
+            Primitive::Blob => "Blob",
         }
     }
 }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::budget::{Budget, DecodeError, decode};
 use super::errors::OwnError;
 use super::key::method_key;
+use super::output::Output;
 use super::schema::{Schemas, Type};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, crate::Type)]
@@ -38,6 +39,9 @@ fn tree() -> impl Strategy<Value = Tree> {
 
 fn round_trip<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: &T) {
     let body = postcard::to_stdvec(value).unwrap();
+    let mut output = Output::heap(1 << 30);
+    output.encode(value).unwrap();
+    assert_eq!(output.spill().unwrap_or_default(), body, "encoded otherwise than postcard does");
     assert_eq!(decode::<T>(&body, &Budget::default()).as_ref(), Ok(value));
 }
 

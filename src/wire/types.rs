@@ -107,6 +107,13 @@ sequences! {
     <T, S> HashSet<T, S>;
 }
 
+#[cfg(feature = "bytes")]
+impl Type for bytes::Bytes {
+    fn schema(types: &mut Schemas) -> TypeRef {
+        <[u8]>::schema(types)
+    }
+}
+
 impl<K: Type, V: Type> Type for BTreeMap<K, V> {
     fn schema(types: &mut Schemas) -> TypeRef {
         TypeRef::Map(Box::new(K::schema(types)), Box::new(V::schema(types)))

@@ -89,7 +89,7 @@ fn fault_30_impossible_statuses_and_lengths_end_the_lane() {
 
 #[test]
 fn fault_30_spills_into_nowhere_end_the_lane() {
-    let cases = [[7_u64, 0, 5], [1 << 32, 0, 5], [1, 4092, 5], [1, u64::MAX, 5], [1, 0, 6]];
+    let cases = [[7_u64 << 32, 0, 5], [1, 0, 5], [1 << 32, 4092, 5], [1 << 32, u64::MAX, 5], [1 << 32, 0, 6]];
     for words in cases {
         let (called, lives) = answered(|owner, taken| {
             let (segment, _map) = memory(4096);

@@ -60,6 +60,8 @@ pub struct Request {
     pub flags: u8,
     pub key: u64,
     pub len: u32,
+    pub lent: u32,
+    pub returned: u32,
     pub body: Vec<u8>,
 }
 
@@ -120,7 +122,27 @@ impl Caller {
     }
 
     pub fn request(&self, method: &str, slot: u32, body: &[u8]) -> Request {
-        Request { slot, flags: 0, key: self.key(method), len: body.len() as u32, body: body.to_vec() }
+        let (key, len) = (self.key(method), body.len() as u32);
+        Request { slot, flags: 0, key, len, lent: 0, returned: 0, body: body.to_vec() }
+    }
+
+    /// The lease of the spilled answer in `slot`.
+    pub fn lease(&self, slot: u32) -> u32 {
+        self.response.word(512 + 256 * slot as usize + 16).load(Ordering::Relaxed)
+    }
+
+    /// The bit by which the owner gives back our lease number `lease`.
+    pub fn is_turned(&self, lease: u32) -> bool {
+        let index = lease as usize % 8192;
+        let word = self.response.wide(16896 + 8 + 8 * (index / 64)).load(Ordering::Acquire);
+        word & 1 << (index % 64) != 0
+    }
+
+    /// Turns the bit of a lease of the owner's.
+    pub fn give_back(&self, lease: u32) {
+        let index = lease as usize % 8192;
+        self.request.wide(20480 + 8 + 8 * (index / 64)).fetch_xor(1 << (index % 64), Ordering::Release);
+        self.request.word(20480).fetch_add(1, Ordering::Release);
     }
 
     pub fn cell(&self, position: u32) -> usize {
@@ -136,16 +158,23 @@ impl Caller {
         self.request.wide(cell + 8).store(request.key, Ordering::Relaxed);
         self.request.word(cell + 16).store(0, Ordering::Relaxed);
         self.request.word(cell + 20).store(request.len, Ordering::Relaxed);
-        self.request.write(cell + 24, &request.body[..request.body.len().min(232)]);
+        self.request.word(cell + 24).store(request.lent, Ordering::Relaxed);
+        self.request.word(cell + 28).store(request.returned, Ordering::Relaxed);
+        self.request.write(cell + 32, &request.body[..request.body.len().min(224)]);
     }
 
     /// Publishes it and rings, whether the owner polls or not.
     pub fn publish(&mut self, request: &Request) {
+        self.publish_silently(request);
+        self.ring();
+    }
+
+    /// Publishes it.
+    pub fn publish_silently(&mut self, request: &Request) {
         self.write(request);
         let number = self.position.wrapping_add(1);
         self.request.word(self.cell(self.position)).store(number, Ordering::Release);
         self.position = number;
-        self.ring();
     }
 
     pub fn ring(&self) {
@@ -208,6 +237,11 @@ impl Caller {
 }
 
 /// Where a spilled body lies.
-pub fn spill(segment: u64, offset: u64, len: u64) -> Vec<u8> {
-    [segment, offset, len].map(u64::to_ne_bytes).concat()
+pub fn spill(segment: u32, offset: u64, len: u64) -> Vec<u8> {
+    loan(1, segment, offset, len)
+}
+
+/// Where something lent lies.
+pub fn loan(lease: u32, segment: u32, offset: u64, len: u64) -> Vec<u8> {
+    [u64::from(lease) | u64::from(segment) << 32, offset, len].map(u64::to_ne_bytes).concat()
 }

@@ -8,6 +8,8 @@ mod bodies;
 mod caller;
 mod descriptors;
 mod handshakes;
+mod leases;
+mod lending;
 mod memories;
 mod namespaces;
 mod owner;
@@ -31,6 +33,7 @@ fn role() {
         "user" => handshakes::run_user(&arguments),
         "squatter" => handshakes::run_squatter(&arguments),
         "caller" => namespaces::run_caller(&arguments),
+        "visitor" => leases::run_visitor(&arguments),
         other => panic!("nobody is called {other}"),
     }
 }

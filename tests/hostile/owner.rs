@@ -98,9 +98,9 @@ impl Owner {
         wait_until("a request comes", || number.load(Ordering::Acquire) == self.position.wrapping_add(1));
         self.position = self.position.wrapping_add(1);
         let slot = self.request.word(cell + 4).load(Ordering::Relaxed) & 0xff;
-        let len = self.request.word(cell + 20).load(Ordering::Relaxed).min(232);
+        let len = self.request.word(cell + 20).load(Ordering::Relaxed).min(224);
         let wanted = self.slot(slot, 0).load(Ordering::Relaxed).wrapping_add(1);
-        Taken { slot, wanted, body: self.request.read(cell + 24, len as usize) }
+        Taken { slot, wanted, body: self.request.read(cell + 32, len as usize) }
     }
 
     /// A word of a slot.

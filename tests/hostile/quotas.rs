@@ -53,7 +53,7 @@ fn announce(caller: &Caller, id: u32, segment: &OwnedFd) {
 
 /// A call whose body is the first byte of a segment: no bytes at all.
 fn from_segment(caller: &mut Caller, id: u32) -> Answer {
-    let empty = caller.request("bytes", 0, &spill(id.into(), 0, 1));
+    let empty = caller.request("bytes", 0, &spill(id, 0, 1));
     caller.call(&Request { flags: SPILLED, len: 1, ..empty })
 }
 
@@ -145,12 +145,14 @@ fn fault_15_answers_that_one_process_does_not_take_are_counted_over_all_its_lane
     assert_eq!(from_segment(&mut lanes[2], 1).number(), 0, "a byte is left for one that is short");
     expect_served(&mut sender);
 
-    // The word `released` of a slot says that its answer is taken.
-    let count = lanes[0].count(0);
-    lanes[0].request.word(8).store(count, std::sync::atomic::Ordering::Release);
+    lanes[0].give_back(lanes[0].lease(0));
     let zeros = lanes[2].request("zeros", 1, &varints(&[len]));
-    assert_eq!(lanes[2].call(&zeros).status, RETURNED, "what was taken makes room at once");
-    assert_eq!(lanes[2].call(&Request { slot: 2, ..zeros }).status, REFUSED);
+    assert_eq!(lanes[2].call(&zeros).status, RETURNED, "what was given back makes room at once");
+    assert_eq!(lanes[2].call(&Request { slot: 2, ..zeros.clone() }).status, REFUSED);
+    let with_return = Request { returned: lanes[0].lease(1), ..lanes[0].request("add", 1, &[1, 2]) };
+    assert_eq!(lanes[0].call(&with_return).number(), 3);
+    assert_eq!(lanes[2].call(&Request { slot: 2, ..zeros.clone() }).status, RETURNED, "so does a request");
+    assert_eq!(lanes[2].call(&Request { slot: 3, ..zeros }).status, REFUSED);
     drop(lanes);
     expect_served(&mut sender);
     victim.expect_unharmed();

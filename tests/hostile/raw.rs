@@ -13,8 +13,8 @@ use rustix::net::*;
 
 use crate::support::PATIENCE;
 
-pub const REQUEST_SIZE: usize = 20480;
-pub const RESPONSE_SIZE: usize = 16896;
+pub const REQUEST_SIZE: usize = 21760;
+pub const RESPONSE_SIZE: usize = 18176;
 pub const SLOTS: u32 = 64;
 pub const LAYOUT: u64 = (REQUEST_SIZE as u64) << 32 | (RESPONSE_SIZE as u64) << 8 | 1;
 pub const SEALS: i32 =

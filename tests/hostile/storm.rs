@@ -192,26 +192,6 @@ fn fault_32_a_lane_closed_for_a_violation_can_ring_no_more() {
     assert!(share < 0.1, "{:.0} % of a processor", 100.0 * share);
 }
 
-#[test]
-fn fault_15_a_caller_that_reads_no_answers_takes_a_bounded_part_of_the_owners_memory() {
-    let victim = victim();
-    let mut caller = Caller::connect(&victim.path());
-    let before = resident_kb(victim.process.pid());
-    let len = 32 << 10;
-    // A new answer in a slot takes the place of the one before, whether that was released or not.
-    for _ in 0..3 {
-        for slot in 0..SLOTS {
-            let zeros = caller.request("zeros", slot, &varints(&[len]));
-            let answer = caller.call(&zeros);
-            assert_eq!((answer.status, answer.flags), (RETURNED, SPILLED), "{answer:?}");
-        }
-    }
-    let grown = resident_kb(victim.process.pid()).saturating_sub(before);
-    println!("{grown} KiB for {} answers of {len} bytes", 3 * SLOTS);
-    assert!(grown < u64::from(SLOTS) * len / 512, "{grown} KiB");
-    victim.expect_unharmed();
-}
-
 /// The other way round: the owner does it, to a caller that publishes as well.
 #[test]
 fn fault_32_an_owner_that_only_floods_its_callers_sockets_costs_them_little() {

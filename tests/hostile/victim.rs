@@ -4,7 +4,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
-use objbus::{Bus, ConnectError, Limits, MethodTable, Untyped};
+use objbus::{Blob, Bus, BusBuilder, ConnectError, CopyOnArrival, Limits, MethodTable, Untyped};
 use serde::{Deserialize, Serialize};
 
 use crate::support::*;
@@ -95,6 +95,16 @@ fn note(text: &str) {
     NOTED.fetch_add(1, Ordering::SeqCst);
 }
 
+/// How many of a blob's bytes are `a`: before `release` is called, and after it.
+fn look_twice(blob: Blob) -> (u64, u64) {
+    // SAFETY: within the blob. Volatile, since a hostile lender changes what no honest one does.
+    let byte = |at: usize| unsafe { blob.as_ptr().add(at).read_volatile() };
+    let look = || (0..blob.len()).filter(|&at| byte(at) == b'a').count() as u64;
+    let first = look();
+    block();
+    (first, look())
+}
+
 fn table() -> MethodTable {
     MethodTable::named("Victim")
         .method("add", |a: u32, b: u32| a.wrapping_add(b))
@@ -113,6 +123,7 @@ fn table() -> MethodTable {
         .method("shape", |_: Shape| ())
         .method("bytes", |bytes: Vec<u8>| bytes.len() as u64)
         .method("zeros", |len: u64| vec![0_u8; len as usize])
+        .method("look_twice", look_twice)
         .method("block", block)
         .method("blocked", || BLOCKED.load(Ordering::SeqCst))
         .method("release", || RELEASED.store(true, Ordering::SeqCst))
@@ -126,12 +137,18 @@ pub const BODY_MAX: u64 = 1 << 18;
 /// The bytes that one process may have in flight there.
 pub const IN_FLIGHT_MAX: u64 = 4 << 20;
 
-/// Arguments: the directory, and the users admitted.
+/// The argument of a victim that copies what is lent to it.
+pub const COPIES: &str = "copies";
+
+/// Arguments: the directory, and the users admitted or [`COPIES`].
 pub fn run(arguments: &[String]) {
     let limits = Limits { body_bytes: BODY_MAX, in_flight_bytes: IN_FLIGHT_MAX, ..Limits::default() };
     let builder = Bus::builder().directory(&arguments[0]).limits(limits);
-    let admitted = arguments[1..].iter().map(|uid| uid.parse().expect("a uid"));
-    let Ok(bus) = admitted.fold(builder, |builder, uid| builder.admit(uid)).open() else {
+    let with = |builder: BusBuilder, word: &String| match &word[..] {
+        COPIES => builder.copy_on_arrival(CopyOnArrival::Always),
+        uid => builder.admit(uid.parse().expect("a uid")),
+    };
+    let Ok(bus) = arguments[1..].iter().fold(builder, with).open() else {
         return say("the bus does not open");
     };
     let _published = bus.publish("victim", table()).expect("the name is free");
@@ -150,17 +167,18 @@ pub fn victim() -> Victim {
     victim_for(&[])
 }
 
-/// One that admits other users as well.
-pub fn victim_for(admitted: &[&str]) -> Victim {
+/// One that admits other users as well, or copies what is lent to it.
+pub fn victim_for(words: &[&str]) -> Victim {
     let place = place();
-    let process = start("victim", &[&[place.text()], admitted].concat());
+    let process = start("victim", &[&[place.text()], words].concat());
     process.expect("ready");
     let builder = Bus::builder().directory(place.path()).timeout(PATIENCE).limits(Limits {
         // More than the victim allows, so that the refusal is the victim's.
         body_bytes: 16 * BODY_MAX,
         ..Limits::default()
     });
-    let builder = if admitted.is_empty() { builder } else { builder.owner(0) };
+    let is_private = words.iter().all(|word| *word == COPIES);
+    let builder = if is_private { builder } else { builder.owner(0) };
     let honest = connected(&builder.open().unwrap()).expect("an honest caller connects");
     Victim { process, honest, place }
 }

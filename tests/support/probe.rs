@@ -330,6 +330,10 @@ impl Random {
         let clock = || std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.as_nanos() as u64);
         let given = std::env::var("OBJBUS_TEST_SEED").ok().and_then(|text| text.parse().ok());
         let seed = given.unwrap_or_else(clock);
+        Random::of(seed)
+    }
+
+    pub fn of(seed: u64) -> Random {
         Random { seed, state: seed | 1 }
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use objbus::{Call, MethodTable, Untyped};
+use objbus::{Blob, Call, MethodTable, Untyped};
 
 use super::{Child, Held, PATIENCE, Place, bus_at, hear, held_by, say, start, wait_until};
 
@@ -10,6 +10,7 @@ use super::{Child, Held, PATIENCE, Place, bus_at, hear, held_by, say, start, wai
 pub fn table() -> MethodTable {
     MethodTable::named("Math")
         .method("pow", |x: f64, y: f64| x.powf(y))
+        .method("size", |blob: Blob| blob.len() as u64)
         .method("pid", std::process::id)
         .method("nap", |ms: u64| {
             let (_keep, nobody) = std::sync::mpsc::channel::<()>();

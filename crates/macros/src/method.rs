@@ -186,16 +186,13 @@ impl Method {
     /// The expression that makes the call through a proxy's handle.
     pub(crate) fn call(&self, methods: &TokenStream) -> TokenStream {
         let name = self.name_on_the_bus();
-        let encoded = self.arguments.iter().map(|argument| {
-            let name = &argument.name;
-            travel::encode(&argument.ty, &quote!(#name))
-        });
+        let names = self.arguments.iter().map(|argument| &argument.name);
         let (value, error) = self.returns.at_caller();
         quote! {
             self.handle.call::<_, #value, #error>(
                 const { ::objbus::__private::index_of(#methods, #name) },
                 #name,
-                &(#(#encoded,)*),
+                &(#(&#names,)*),
             )
         }
     }
@@ -256,26 +253,16 @@ impl Returns {
 
     /// Runs `call` and answers through `sink` with what it returns.
     fn answer(&self, sink: &TokenStream, call: &TokenStream) -> TokenStream {
-        let bytes = self.written.as_ref().filter(|written| travel::holds_bytes(written));
         if !self.is_result() {
-            let encoded =
-                bytes.map_or_else(|| quote!(result), |bytes| travel::encode(bytes, &quote!(result)));
             return quote! {
                 let result = #call;
-                #sink.answer(&#encoded)
+                #sink.answer(&result)
             };
         }
         let into_result = quote_spanned!(self.error_span()=> ::objbus::MethodResult::into_result(#call));
-        let encoded = bytes.map_or_else(
-            || quote!(result),
-            |bytes| {
-                let encoded = travel::encode(bytes, &quote!(value));
-                quote!(result.as_ref().map(|value| #encoded))
-            },
-        );
         quote! {
             let result = #into_result;
-            #sink.answer_result(&#encoded)
+            #sink.answer_result(&result)
         }
     }
 }

@@ -1,7 +1,6 @@
 //! How arguments and results travel: which owned or borrowing type stands for the one that the user wrote.
 //!
-//! Macros see tokens, not types. So byte buffers are recognised as they are usually spelt (`Vec<u8>`, `&[u8]`, in `Option` and
-//! tuples too); under an alias they travel in the same form, only slower.
+//! Macros see tokens, not types, so `&[u8]` and `&str` are recognised as they are usually spelt.
 
 use proc_macro2::{Span, TokenStream};
 use quote::{ToTokens, quote, quote_spanned};
@@ -15,10 +14,6 @@ use syn::{
 pub(crate) enum Received {
     /// Decoded as it is written.
     Same(Type),
-    /// `&[u8]`, borrowed from the request.
-    Bytes,
-    /// `Vec<u8>`.
-    ByteBuf,
     /// `&[T]`, decoded as `Vec<T>`.
     Slice(Type),
     /// `&T` of a type that has another type as its owned form.
@@ -32,9 +27,6 @@ pub(crate) enum Received {
 impl Received {
     /// Classifies the type of an argument.
     pub(crate) fn of(ty: &Type) -> Result<Received> {
-        if is_byte_vec(ty) {
-            return Ok(Received::ByteBuf);
-        }
         match ty {
             Type::Reference(reference) => Received::of_reference(reference),
             Type::Tuple(tuple) => {
@@ -72,9 +64,11 @@ impl Received {
             return Err(error);
         }
         Ok(match inner {
-            Type::Slice(slice) if is_u8(&slice.elem) => Received::Bytes,
+            // Borrowed from the request.
+            _ if is_bytes(inner) || is_named(inner, "str") => {
+                Received::same(&Type::Reference(reference.clone()))
+            }
             Type::Slice(slice) => Received::Slice(elided(&slice.elem)),
-            _ if is_named(inner, "str") => Received::same(&Type::Reference(reference.clone())),
             _ if is_named(inner, "Path") => Received::Unsized(inner.clone()),
             _ => Received::Ref(elided(inner)),
         })
@@ -88,8 +82,6 @@ impl Received {
     pub(crate) fn wire(&self) -> TokenStream {
         match self {
             Received::Same(ty) | Received::Ref(ty) => ty.to_token_stream(),
-            Received::Bytes => quote!(::objbus::__private::Bytes<'_>),
-            Received::ByteBuf => quote!(::objbus::__private::ByteBuf),
             Received::Slice(element) => quote!(::std::vec::Vec<#element>),
             Received::Unsized(ty) => quote!(<#ty as ::std::borrow::ToOwned>::Owned),
             Received::Option(inner) => {
@@ -107,7 +99,6 @@ impl Received {
     pub(crate) fn pass(&self, place: &TokenStream) -> TokenStream {
         match self {
             Received::Same(_) => place.clone(),
-            Received::Bytes | Received::ByteBuf => quote!(#place.0),
             Received::Slice(_) => quote!(&#place[..]),
             Received::Unsized(ty) => quote!(::core::borrow::Borrow::<#ty>::borrow(&#place)),
             Received::Ref(_) => quote!(&#place),
@@ -127,36 +118,6 @@ impl Received {
                 quote!((#(#elements,)*))
             }
         }
-    }
-}
-
-/// The expression to encode for the value at `place`: byte buffers as bytes, all else by reference.
-pub(crate) fn encode(ty: &Type, place: &TokenStream) -> TokenStream {
-    if !holds_bytes(ty) {
-        return quote!(&#place);
-    }
-    if let Type::Tuple(tuple) = ty {
-        let elements = tuple.elems.iter().enumerate().map(|(index, element)| {
-            let index = syn::Index::from(index);
-            encode(element, &quote!(#place.#index))
-        });
-        return quote!((#(#elements,)*));
-    }
-    match argument_of(ty, "Option") {
-        Some(inner) => {
-            let inner = encode(inner, &quote!(value));
-            quote!(#place.as_ref().map(|value| #inner))
-        }
-        None => quote!(::objbus::__private::Bytes(&#place[..])),
-    }
-}
-
-/// Whether a type is a byte buffer, or an option or tuple with one.
-pub(crate) fn holds_bytes(ty: &Type) -> bool {
-    match ty {
-        Type::Reference(reference) => matches!(&*reference.elem, Type::Slice(slice) if is_u8(&slice.elem)),
-        Type::Tuple(tuple) => tuple.elems.iter().any(holds_bytes),
-        _ => is_byte_vec(ty) || argument_of(ty, "Option").is_some_and(holds_bytes),
     }
 }
 
@@ -290,12 +251,9 @@ fn refuse(ty: &Type) -> Option<Error> {
     Some(Error::new(ty.span(), format!("{why}, or mark the method `#[objbus(skip)]`")))
 }
 
-fn is_u8(ty: &Type) -> bool {
-    is_named(ty, "u8")
-}
-
-fn is_byte_vec(ty: &Type) -> bool {
-    argument_of(ty, "Vec").is_some_and(is_u8)
+/// Whether a type is `[u8]`.
+fn is_bytes(ty: &Type) -> bool {
+    matches!(ty, Type::Slice(slice) if is_named(&slice.elem, "u8"))
 }
 
 fn is_named(ty: &Type, name: &str) -> bool {

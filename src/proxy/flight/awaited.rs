@@ -28,7 +28,7 @@ impl Flight {
     pub fn poll(
         &mut self,
         link: &Arc<Link>,
-        request: &Prepared,
+        request: &mut Prepared,
         cx: &mut Context<'_>,
         answer: &mut Answer,
     ) -> Poll<Result<(), BusError>> {
@@ -97,7 +97,7 @@ impl Flight {
     fn poll_send(
         &mut self,
         link: &Arc<Link>,
-        request: &Prepared,
+        request: &mut Prepared,
         cx: &mut Context<'_>,
     ) -> Option<Result<(), BusError>> {
         loop {
@@ -107,7 +107,11 @@ impl Flight {
                     self.attempt = None;
                     // SAFETY: we hold the slot.
                     let lane = unsafe { port.lane() };
-                    return Some(self.publish(link, request, port, slot, lane).map(drop));
+                    match self.publish(link, request, port, slot, lane) {
+                        Ok(_) => return Some(Ok(())),
+                        Err(Verdict::Fail(error)) => return Some(Err(error)),
+                        Err(Verdict::Resend) => {}
+                    }
                 }
                 Err(_) if self.is_late() => {
                     return Some(Err(CallError::DeadlineExceeded { executed: Executed::No }));

@@ -3,15 +3,12 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
-use rustix::event::epoll::EventFlags;
-
-use super::{EVENTS, Fate, Lane};
-use crate::engine::{Engine, Source};
-use crate::parcels::{News, REST_NS};
-use crate::peer::Mourner;
+use super::{Fate, Lane, Orphans};
+use crate::engine::Engine;
+use crate::parcels::Resident;
 use crate::ring::caller::Look;
 use crate::ring::layout::{BROKEN, CLOSING, REPLACED, SLOTS};
-use crate::sys::{clock, socket};
+use crate::sys::clock;
 
 /// How long the socket's end may come before the news of its process's death.
 const DYING_NS: u64 = 50_000_000;
@@ -49,6 +46,15 @@ impl Lane {
         });
     }
 
+    /// What the end of the socket means, for who met it before the watcher did.
+    #[cold]
+    pub fn heard_end(self: &Arc<Self>) -> Fate {
+        if !self.fate().is_final() {
+            self.socket_ended();
+        }
+        self.fate()
+    }
+
     /// What the end of the socket means.
     fn socket_ended(self: &Arc<Self>) {
         match self.ring.closing() {
@@ -71,92 +77,64 @@ impl Lane {
         }
     }
 
-    /// Ends this side: frees what the engine holds, and ends the socket for every process that has it.
+    /// Ends this side's calls; what is lent stays so.
     pub fn disconnect(&self) {
-        self.unwatch();
-        socket::shutdown(&self.parcels.socket);
         self.end(Fate::Closed);
-    }
-
-    fn unwatch(&self) {
-        if let Some(token) = self.token.lock().take() {
-            self.engine.remove(token, &self.parcels.socket);
-        }
-    }
-
-    /// Does not listen to the socket for a while: its owner sends more than it needs to. Its death is heard all the same.
-    #[cold]
-    fn rest(&self) {
-        self.engine.mute(&self.parcels.socket);
-        let lane = Weak::clone(&self.this);
-        self.engine.alarm(clock::now_ns() + REST_NS, move |engine| {
-            let Some(lane) = lane.upgrade() else { return };
-            // Locked, so that an end of the lane comes before or after, not between.
-            if let Some(token) = *lane.token.lock() {
-                let _ = engine.unmute(token, &lane.parcels.socket, EVENTS);
-            }
-        });
+        self.parcels.end_calls();
     }
 
     /// The link is gone. Calls of it that nobody waits for may still be in the ring: the lane, and what was lent with
     /// them, stays until the owner has taken them.
-    pub fn outlive_link(&self, unanswered: u64) {
-        *self.orphans.lock() = Some(unanswered);
+    pub fn outlive_link(self: &Arc<Self>, unanswered: u64) {
+        *self.orphans.lock() = Some(Orphans { slots: unanswered, _lane: Arc::clone(self) });
         self.reap_orphans();
     }
 
-    /// Disconnects once the link is gone and its last call is answered.
+    /// Disconnects once the link is gone and its last call is answered, or never will be.
     pub(super) fn reap_orphans(&self) {
         // Locked from reading the arm number on: who read an older one is not to write it over a newer.
         let mut orphans = self.orphans.lock();
-        let Some(unanswered) = *orphans else { return };
-        let slots = || (0..SLOTS).filter(|slot| unanswered & 1 << slot != 0);
+        let Some(unanswered) = orphans.as_mut().map(|orphans| &mut orphans.slots) else { return };
+        let slots: Vec<_> = (0..SLOTS).filter(|slot| *unanswered & 1 << slot != 0).collect();
         // Armed first, and anew with each wake, so that an answer after the look below wakes us again.
-        for slot in slots() {
-            self.arm_for_reaping(slot);
+        for slot in &slots {
+            self.arm_for_reaping(*slot);
         }
-        let left = slots().filter(|slot| self.ring.look(*slot) == Look::Waiting);
-        let left = left.fold(0, |bits, slot| bits | 1_u64 << slot);
-        *orphans = (left != 0).then_some(left);
+        let is_final = self.fate().is_final();
+        let mut answered = Vec::new();
+        for slot in slots {
+            let look = self.ring.look(slot);
+            if look != Look::Waiting || is_final {
+                *unanswered &= !(1 << slot);
+            }
+            if look == Look::Answered {
+                answered.push(slot);
+            }
+        }
+        let last = orphans.take_if(|orphans| orphans.slots == 0);
         drop(orphans);
-        if left == 0 {
+        // Not left to the end of the connection: something else that was lent may hold it open.
+        answered.into_iter().for_each(|slot| self.discard_answer(slot));
+        if last.is_some() {
             self.disconnect();
         }
     }
-
-    /// Acts on what the socket brought, for who read it.
-    pub fn take_news(&self, news: News) {
-        if news.violated {
-            self.end(Fate::Broken);
-        } else if news.woken {
-            self.wake_tasks();
-        }
-    }
 }
 
-impl Source for Lane {
-    fn ready(self: Arc<Self>, _engine: &'static Engine, events: EventFlags) {
-        let news = self.parcels.read_socket();
-        self.take_news(news);
-        if news.more {
-            self.rest();
-        } else if news.ended || news.violated || events.intersects(EventFlags::HUP | EventFlags::ERR) {
-            self.unwatch();
-            self.socket_ended();
-        }
+impl Resident for Lane {
+    fn woken(&self) {
+        self.wake_tasks();
     }
-}
 
-impl Mourner for Lane {
+    fn violated(&self) {
+        self.end(Fate::Broken);
+    }
+
+    fn peer_left(self: Arc<Self>, _engine: &'static Engine) {
+        self.socket_ended();
+    }
+
     fn peer_died(self: Arc<Self>, _engine: &'static Engine) {
-        // What it sent before it died is read first: a response may refer to it.
-        while !self.fate().is_final() {
-            let news = self.parcels.read_socket();
-            self.take_news(news);
-            if !news.more {
-                break;
-            }
-        }
         self.end(Fate::OwnerDied);
     }
 }
