@@ -5,7 +5,7 @@ mod end;
 use std::collections::HashMap;
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::task::Waker;
 
 use super::link::Link;
@@ -80,8 +80,8 @@ pub(crate) struct Lane {
     fate: AtomicU32,
     /// Threads that sleep on a slot, or are about to.
     sleepers: AtomicU32,
-    /// Per slot the task that waits for its answer.
-    waiting: [Mutex<Option<Waker>>; SLOTS],
+    /// Per slot the task that waits for its answer. Made with the first: most lanes have threads that wait, if any.
+    waiting: OnceLock<Box<[Mutex<Option<Waker>>; SLOTS]>>,
     /// What tasks that wait write into their sleep word; one more with each wake.
     arm: AtomicU32,
     owner_cpu: AtomicU16,
@@ -141,7 +141,7 @@ impl Lane {
             owner_ahead_ms: parts.owner_ahead_ms,
             fate: AtomicU32::new(Fate::Open as u32),
             sleepers: AtomicU32::new(0),
-            waiting: std::array::from_fn(|_| Mutex::default()),
+            waiting: OnceLock::new(),
             arm: AtomicU32::new(FIRST_ARM),
             owner_cpu: AtomicU16::new(NO_CPU),
             is_hot: AtomicU32::new(0),
@@ -385,7 +385,10 @@ impl Lane {
     /// Registers a task for the answer in `slot`, ringing where it must. `true`: look again, it may be there.
     pub fn arm(&self, slot: usize, waker: &Waker, sent: Sent) -> bool {
         {
-            let mut waiting = self.waiting[slot].lock();
+            let all = self.waiting.get_or_init(|| Box::new(std::array::from_fn(|_| Mutex::default())));
+            // Pairs with the fence of `wake_tasks`: either the watcher finds what was just made, or its new number is read below.
+            fence(Ordering::SeqCst);
+            let mut waiting = all[slot].lock();
             if waiting.as_ref().is_none_or(|old| !old.will_wake(waker)) {
                 *waiting = Some(waker.clone());
             }
@@ -415,7 +418,7 @@ impl Lane {
 
     /// Undoes [`arm`](Self::arm).
     pub fn disarm(&self, slot: usize) {
-        let waker = self.waiting[slot].lock().take();
+        let waker = self.waiting.get().and_then(|all| all[slot].lock().take());
         self.ring.clear_sleep(slot);
         // Without the lock: with it may go the last of a task.
         drop(waker);
@@ -438,7 +441,8 @@ impl Lane {
         if arm < FIRST_ARM {
             self.arm.store(FIRST_ARM, Ordering::SeqCst);
         }
-        for (slot, waiting) in self.waiting.iter().enumerate() {
+        fence(Ordering::SeqCst);
+        for (slot, waiting) in self.waiting.get().into_iter().flat_map(|all| all.iter()).enumerate() {
             let mut waiting = waiting.lock();
             if waiting.is_none() {
                 continue;

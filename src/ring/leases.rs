@@ -41,8 +41,8 @@ struct Table<T> {
     /// By index; as long as the most that were ever out.
     entries: Vec<Entry<T>>,
     free: Vec<u16>,
-    /// The borrower's bits as last seen.
-    seen: [u64; LEASES / 64],
+    /// The borrower's bits as last seen; empty while none was turned, as on most lanes.
+    seen: Vec<u64>,
     is_over: bool,
 }
 
@@ -54,7 +54,7 @@ struct Entry<T> {
 
 impl<T> Loans<T> {
     pub fn new() -> Loans<T> {
-        let table = Table { entries: Vec::new(), free: Vec::new(), seen: [0; LEASES / 64], is_over: false };
+        let table = Table { entries: Vec::new(), free: Vec::new(), seen: Vec::new(), is_over: false };
         Loans { table: Mutex::new(table), seen_count: AtomicU32::new(0) }
     }
 
@@ -110,6 +110,7 @@ impl<T> Loans<T> {
         let count = theirs.count.load(Ordering::Acquire);
         let mut honest = Ok(());
         self.seen_count.store(count, Ordering::Relaxed);
+        seen.resize(theirs.bits.len(), 0);
         for (word, (theirs, seen)) in theirs.bits.iter().zip(seen).enumerate() {
             let now = theirs.load(Ordering::Acquire);
             let mut turned = now ^ *seen;
