@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::io::Errno;
-
-use super::{DROPPED, MESSAGE_MAX, Parcels, SEGMENT};
 use smallvec::SmallVec;
 
+use super::{DROPPED, MESSAGE_MAX, Parcels, SEGMENT};
 use crate::blob::arena::{Arena, Chunk};
 use crate::blob::limit::{Charge, NoMemory};
 use crate::blob::shared::{Blob, Holder};

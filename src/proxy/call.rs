@@ -26,7 +26,7 @@ use crate::error::{BusError, CallError, Executed};
 use crate::owner::context;
 use crate::parcels::{PackError, Parcels};
 use crate::ring::buffer::RequestBuffer;
-use crate::ring::layout::{CHAIN_WORDS, REQUEST_BODY, RequestMeta, len_with_loans};
+use crate::ring::layout::{NO_CPU, RequestMeta, len_with_loans};
 use crate::wire::blob::Blobs;
 use crate::wire::errors::OwnError;
 use crate::wire::output::{EncodeError, Encoded, Spilled, encode_request};
@@ -276,8 +276,7 @@ impl Prepared {
 
     /// Bytes of the cell that the body may take, with what is lent.
     fn room(&self) -> u64 {
-        let chain = if self.flags & RequestMeta::CHAIN != 0 { CHAIN_WORDS * 8 } else { 0 };
-        (REQUEST_BODY - chain) as u64
+        RequestMeta { slot: 0, flags: self.flags, cpu: NO_CPU }.room() as u64
     }
 
     /// Lends what goes with the request, and writes where it lies.
