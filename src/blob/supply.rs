@@ -197,7 +197,7 @@ struct LentAccount {
 
 /// Bytes counted as lent. It refers to nobody, so it must be brought back to the arena that it came from: if it is lost,
 /// they stay counted.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[must_use = "bytes stay counted as lent until they are given back"]
 pub(crate) struct LentCharge {
     bytes: u64,

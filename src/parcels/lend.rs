@@ -141,9 +141,14 @@ impl Parcels {
     }
 
     /// Something lent is back.
-    pub(super) fn regain(&self, Lent { kept, charge, in_flight }: Lent) {
-        self.arena.return_lent(charge);
-        drop((kept, in_flight));
+    pub(super) fn regain(&self, mut lent: Lent) {
+        self.uncount(&mut lent);
+        drop(lent.kept);
+    }
+
+    fn uncount(&self, lent: &mut Lent) {
+        self.arena.return_lent(std::mem::take(&mut lent.charge));
+        lent.in_flight = None;
     }
 
     /// Takes back what a message lent that was not sent.
@@ -221,7 +226,7 @@ impl Parcels {
             return;
         }
         let mut back = Vec::new();
-        let collected = self.loans.collect(self.theirs(), &mut back);
+        let collected = self.loans.collect(self.theirs(), &mut back, |lent| self.uncount(lent));
         back.into_iter().for_each(|lent| self.regain(lent));
         self.check(collected);
     }

@@ -98,18 +98,24 @@ impl<T> Loans<T> {
     /// Whether the borrower has turned bits since the last [`collect`](Self::collect).
     #[inline(always)]
     pub fn has_returns(&self, theirs: &Returns) -> bool {
-        theirs.count.load(Ordering::Relaxed) != self.seen_count.load(Ordering::Relaxed)
+        // Acquire: where another thread has collected them, they are back for us, too.
+        theirs.count.load(Ordering::Relaxed) != self.seen_count.load(Ordering::Acquire)
     }
 
-    /// Ends the leases whose bits were turned over, into `back`, to be dropped without the lock.
-    pub fn collect(&self, theirs: &Returns, back: &mut Vec<T>) -> Result<(), NotOut> {
+    /// Ends the leases whose bits were turned over, into `back`, to be dropped without the lock. What each counts for is ended
+    /// by `uncount`, under the lock: who finds nothing to collect any more must not find it counted.
+    pub fn collect(
+        &self,
+        theirs: &Returns,
+        back: &mut Vec<T>,
+        mut uncount: impl FnMut(&mut T),
+    ) -> Result<(), NotOut> {
         let mut table = self.table.lock();
         let Table { entries, free, seen, is_over } = &mut *table;
         // Read before the bits: one that is turned meanwhile may be seen now, and is looked for in vain once more.
         // Acquire, as below: who sees a bit turned comes after all that the borrower has read.
         let count = theirs.count.load(Ordering::Acquire);
         let mut honest = Ok(());
-        self.seen_count.store(count, Ordering::Relaxed);
         seen.resize(theirs.bits.len(), 0);
         for (word, (theirs, seen)) in theirs.bits.iter().zip(seen).enumerate() {
             let now = theirs.load(Ordering::Acquire);
@@ -119,7 +125,8 @@ impl<T> Loans<T> {
                 let index = word * 64 + turned.trailing_zeros() as usize;
                 turned &= turned - 1;
                 match entries.get_mut(index).and_then(|entry| entry.lent.take()) {
-                    Some(lent) => {
+                    Some(mut lent) => {
+                        uncount(&mut lent);
                         back.push(lent);
                         free.push(index as u16);
                     }
@@ -129,6 +136,8 @@ impl<T> Loans<T> {
                 }
             }
         }
+        // Release, and last: pairs with `has_returns`.
+        self.seen_count.store(count, Ordering::Release);
         honest
     }
 

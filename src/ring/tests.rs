@@ -146,7 +146,7 @@ fn a_bit_turned_for_nothing_does_not_hide_those_behind_it() {
         leases::give_back(number, &lane.request.returns, &lane.response.returns);
     }
     let mut back = Vec::new();
-    assert_eq!(loans.collect(&lane.request.returns, &mut back), Err(leases::NotOut));
+    assert_eq!(loans.collect(&lane.request.returns, &mut back, |_| {}), Err(leases::NotOut));
     assert_eq!(back, [b'b']);
 }
 

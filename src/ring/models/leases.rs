@@ -15,6 +15,8 @@ struct Ends {
     alarms: AtomicU32,
     /// What the owner took back.
     back: AtomicU32,
+    /// What is out, as limits count it.
+    counted: AtomicU32,
     /// The owner's memory comes free.
     freed: Event,
 }
@@ -29,6 +31,7 @@ impl Ends {
             riding: Riding::new(),
             alarms: AtomicU32::new(0),
             back: AtomicU32::new(0),
+            counted: AtomicU32::new(0),
             freed: Event::new(),
         })
     }
@@ -51,7 +54,8 @@ impl Ends {
             return;
         }
         let mut back = Vec::new();
-        let collected = self.loans.collect(&self.callers, &mut back);
+        let uncount = |_: &mut _| drop(self.counted.fetch_sub(1, Ordering::Relaxed));
+        let collected = self.loans.collect(&self.callers, &mut back, uncount);
         assert_eq!(collected, Ok(()), "found: a lease back twice");
         self.free(back);
     }
@@ -339,8 +343,43 @@ fn who_waits_for_memory_that_another_thread_frees_in_silence_is_lost() {
     explore(3, || {
         wait_for_memory(Ends::give_back_by_bit, |ends| {
             let mut back = Vec::new();
-            let _ = ends.loans.collect(&ends.callers, &mut back);
+            let _ = ends.loans.collect(&ends.callers, &mut back, |_| {});
             ends.back.fetch_add(back.len() as u32, Ordering::Release);
+        });
+    });
+}
+
+/// The lender counts what is out, over all that one process holds. Two of its threads find the count too high, and `collect`
+/// what was given back by then.
+fn count_beside(collect: fn(&Ends)) {
+    let ends = Ends::new();
+    ends.counted.store(1, Ordering::Relaxed);
+    let number = ends.lend();
+    ends.give_back_by_bit(number);
+    let looks = [(); 2].map(|()| {
+        with(&ends, move |ends| {
+            collect(ends);
+            assert_eq!(ends.counted.load(Ordering::Relaxed), 0, "found: what is back counts");
+        })
+    });
+    looks.into_iter().for_each(|look| look.join().unwrap());
+}
+
+#[test]
+fn what_is_back_does_not_count() {
+    explore(None, || count_beside(Ends::collect));
+}
+
+#[test]
+#[should_panic(expected = "found: what is back counts")]
+fn what_is_back_counts_if_that_ends_without_the_lock() {
+    explore(None, || {
+        count_beside(|ends| {
+            let mut back = Vec::new();
+            if ends.loans.has_returns(&ends.callers) {
+                let _ = ends.loans.collect(&ends.callers, &mut back, |_| {});
+                ends.counted.fetch_sub(back.len() as u32, Ordering::Relaxed);
+            }
         });
     });
 }
