@@ -275,7 +275,7 @@ fn fresh_waiter() -> u64 {
 
 /// Blocks until nothing of a withdrawn object runs any more.
 pub(crate) fn wait_idle(hosted: &Hosted, deadline: Duration) -> bool {
-    let span_ns = u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX);
+    let span_ns = clock::span_ns(deadline);
     let until_ns = clock::now_ns().saturating_add(span_ns);
     if hosted.engine.is_foreign() {
         return true;

@@ -88,8 +88,7 @@ impl Bus {
             return Err(AllocError::ForkedHandle);
         }
         context::take_back_returned();
-        let timeout_ns = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
-        let deadline_ns = clock::now_ns().saturating_add(timeout_ns);
+        let deadline_ns = clock::now_ns().saturating_add(clock::span_ns(timeout));
         BlobMut::alloc_until(&self.0.own_arena, len, deadline_ns).map_err(|error| match error {
             WaitError::NoMemory => AllocError::NoMemory,
             WaitError::TimedOut => AllocError::TimedOut,

@@ -48,9 +48,24 @@ pub(crate) struct Frame<'a> {
     pub wanted: u32,
     pub one_way: bool,
     pub deadline_ms: u32,
-    pub chain: [u64; CHAIN_WORDS],
-    /// The request; an async method that goes on elsewhere has none any more.
-    pub request: Option<&'a Request>,
+    pub source: Source<'a>,
+}
+
+/// What is left of the request.
+#[derive(Clone, Copy)]
+pub(crate) enum Source<'a> {
+    Whole(&'a Request),
+    /// An async method goes on elsewhere: only the chain.
+    Chain(&'a [u64; CHAIN_WORDS]),
+}
+
+impl Source<'_> {
+    fn chain(&self) -> [u64; CHAIN_WORDS] {
+        match self {
+            Source::Whole(request) => request.chain(),
+            Source::Chain(chain) => **chain,
+        }
+    }
 }
 
 thread_local! {
@@ -113,7 +128,9 @@ pub(crate) fn take_back_returned() {
     let frame = CURRENT.get();
     if !frame.is_null() {
         let _none = with_frame(frame, |frame| {
-            frame.request.into_iter().for_each(|request| frame.lane.take_back_returned(request));
+            if let Source::Whole(request) = frame.source {
+                frame.lane.take_back_returned(request);
+            }
         });
     }
 }
@@ -121,7 +138,7 @@ pub(crate) fn take_back_returned() {
 impl Frame<'_> {
     /// The chain grows by this call's object; of a full one the oldest entry is forgotten.
     fn inherit(&self) -> Inherited {
-        let mut chain = self.chain;
+        let mut chain = self.source.chain();
         match chain.iter().position(|&id| id == 0) {
             Some(free) => chain[free] = self.lane.object.id,
             None => {
@@ -139,7 +156,7 @@ impl Frame<'_> {
             wanted: self.wanted,
             one_way: self.one_way,
             deadline_ms: self.deadline_ms,
-            chain: self.chain,
+            chain: self.source.chain(),
         }
     }
 }
@@ -152,8 +169,7 @@ impl Served {
             wanted: self.wanted,
             one_way: self.one_way,
             deadline_ms: self.deadline_ms,
-            chain: self.chain,
-            request: None,
+            source: Source::Chain(&self.chain),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 
-use super::context::{self, Frame, Served};
+use super::context::{self, Frame, Served, Source};
 use super::hosted::{Hosted, MethodState};
 use super::lane::OwnerLane;
 use super::permits::Queued;
@@ -120,11 +120,17 @@ pub(crate) fn serve_queued(worker: &mut Worker, Queued { lane, request }: Queued
     lane.after_answers(worker.take_answered());
 }
 
-/// Gives a right to run back; the next request in the queue is run by a worker.
+/// Gives a right to run back, where runs are counted; the next request in the queue is run by a worker.
+#[inline(always)]
 fn give_back(object: &Hosted) {
-    if object.permits.is_limited()
-        && let Some(next) = object.permits.give_back()
-    {
+    if object.permits.is_limited() {
+        give_back_limited(object);
+    }
+}
+
+#[inline(never)]
+fn give_back_limited(object: &Hosted) {
+    if let Some(next) = object.permits.give_back() {
         object.engine.pool.enqueue_queued(next);
     }
 }
@@ -170,7 +176,8 @@ fn run(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, index: usi
             drop(opened);
             match concluded {
                 Ok(Ok(())) if is_in_place(&output, request) && !is_staged => {
-                    answer_in_place(worker, lane, request, &output)
+                    answer_in_place(worker, lane, request, &output);
+                    output.end_plain();
                 }
                 Ok(Ok(())) if !one_way => answer_lending(worker, lane, request, index, &mut output),
                 Ok(concluded) => {
@@ -253,6 +260,7 @@ fn run_async(
             match completed {
                 Completed { output, concluded: Ok(()) } if is_in_place(&output, request) => {
                     answer_in_place(worker, lane, request, &output);
+                    output.end_plain();
                 }
                 completed => finish(worker, lane, request, Response::completed(completed)),
             }
@@ -305,8 +313,7 @@ fn frame_of<'a>(lane: &'a Arc<OwnerLane>, request: &'a Request, one_way: bool) -
         wanted: request.wanted,
         one_way,
         deadline_ms: request.deadline_ms,
-        chain: request.chain(),
-        request: Some(request),
+        source: Source::Whole(request),
     }
 }
 

@@ -12,7 +12,7 @@ use crate::proxy::lane::Lane;
 use crate::ring::caller::ResponseWords;
 use crate::ring::layout::{RESPONSE_BODY, ResponseMeta};
 use crate::status::{Refused, Status};
-use crate::wire::blob::{is_blob, same};
+use crate::wire::blob::{Lent, is_blob, same};
 use crate::wire::budget::decode_with;
 use crate::wire::errors::OwnError;
 use crate::wire::key::name_hash;
@@ -22,8 +22,8 @@ pub(crate) struct Answer {
     status: Status,
     len: usize,
     words: ResponseWords,
-    /// The body, where it did not fit the slot, and what is lent with it.
-    opened: Opened,
+    /// The body, where it did not fit the slot, and what is lent with it; `None` for most, who then have nothing to drop.
+    opened: Option<Opened>,
 }
 
 impl Answer {
@@ -31,7 +31,7 @@ impl Answer {
     #[inline(always)]
     pub fn blank() -> Answer {
         let words = [MaybeUninit::uninit(); RESPONSE_BODY / 8];
-        Answer { status: Status::Returned, len: 0, words, opened: Opened::default() }
+        Answer { status: Status::Returned, len: 0, words, opened: None }
     }
 
     /// Copies the answered response of `slot` out. `Err`: no honest owner wrote it, or there is no memory for it.
@@ -74,7 +74,7 @@ impl Answer {
         let charge = |bytes| link.bus.copies_held.charge(bytes);
         match lane.parcels.open(spilled, size, lent, inline, charge) {
             Ok(opened) => {
-                self.opened = opened;
+                self.opened = Some(opened);
                 Ok(())
             }
             Err(UnpackError::NoMemory | UnpackError::Limit) => Err(CallError::NoMemory { executed }),
@@ -84,11 +84,16 @@ impl Answer {
 
     #[inline(always)]
     fn body(&self) -> &[u8] {
-        match &self.opened.body {
+        match self.opened.as_ref().and_then(|opened| opened.body.as_ref()) {
             Some(body) => body,
             // SAFETY: `read`, which alone sets a length, checked it and had all words that it takes initialised.
             None => unsafe { std::slice::from_raw_parts(self.words.as_ptr().cast(), self.len) },
         }
+    }
+
+    #[inline(always)]
+    fn lent(&self) -> Lent<'_> {
+        self.opened.as_ref().map_or_else(Lent::default, Opened::lent)
     }
 
     /// The result of the method with this key and name.
@@ -104,7 +109,7 @@ impl Answer {
         {
             return Ok(blob);
         }
-        let (lent, budget) = (self.opened.lent(), link.bus.budget());
+        let (lent, budget) = (self.lent(), link.bus.budget());
         let decoded = match self.status {
             Status::Returned => decode_with(self.body(), lent, budget).map(Ok),
             Status::Failed => {
@@ -120,10 +125,11 @@ impl Answer {
     /// The result, if it is a blob and nothing else: without counting who holds it up and down again.
     #[inline(always)]
     fn take_only_blob<T>(&mut self) -> Option<T> {
-        if !is_blob::<T>() || self.opened.blobs.len() != 1 || self.body() != [1] {
+        if !is_blob::<T>() || self.body() != [1] {
             return None;
         }
-        self.opened.blobs.pop().and_then(|blob| same(blob).ok())
+        let blobs = &mut self.opened.as_mut()?.blobs;
+        if blobs.len() == 1 { blobs.pop().and_then(|blob| same(blob).ok()) } else { None }
     }
 
     #[cold]

@@ -4,7 +4,7 @@
 //! `Serialize` that panics or blocks harms its own call only. Sending it is: reserve a slot, publish, ring if need be.
 //! Then it waits, on the thread or as a future; dropped before the answer, it gives the call up.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
@@ -27,6 +27,7 @@ use crate::owner::context;
 use crate::parcels::{PackError, Parcels};
 use crate::ring::buffer::RequestBuffer;
 use crate::ring::layout::{NO_CPU, RequestMeta, len_with_loans};
+use crate::sys::clock;
 use crate::wire::blob::Blobs;
 use crate::wire::errors::OwnError;
 use crate::wire::output::{EncodeError, Encoded, Spilled, encode_request};
@@ -75,15 +76,17 @@ struct Parts {
     flight: Flight,
     /// What went wrong when the call was made; told when it is sent.
     failure: Option<Box<BusError>>,
+    /// The next spare one, and how many there are from here on.
+    next: Option<Box<Parts>>,
+    spare: usize,
 }
 
 /// Boxes that a thread keeps; more calls than this at once allocate and free theirs.
 const KEPT: usize = 64;
 
 thread_local! {
-    /// Of calls that have ended, and were dropped on this thread.
-    #[expect(clippy::vec_box, reason = "the boxes are what is kept")]
-    static SPARE: RefCell<Vec<Box<Parts>>> = const { RefCell::new(Vec::new()) };
+    /// Of calls that have ended, and were dropped on this thread: the first of a list.
+    static SPARE: Cell<Option<Box<Parts>>> = const { Cell::new(None) };
 }
 
 /// A request, ready to be sent as often as it takes to find an owner that begins it.
@@ -97,7 +100,8 @@ pub(crate) struct Prepared {
     pub spill: Option<Spilled>,
     /// What is lent with it.
     pub blobs: Blobs,
-    pub timeout: Duration,
+    /// `u64::MAX`: none.
+    pub timeout_ns: u64,
     pub absent: Absent,
     /// Fails with `Overloaded` rather than wait for a slot.
     pub immediate: bool,
@@ -122,7 +126,8 @@ impl MethodName {
 /// How a proxy calls, copied into each call.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Style {
-    pub timeout: Duration,
+    /// `u64::MAX`: none.
+    pub timeout_ns: u64,
     pub absent: Absent,
 }
 
@@ -136,17 +141,38 @@ impl Parts {
             flags: 0,
             spill: None,
             blobs: Blobs::new(),
-            timeout: Duration::ZERO,
+            timeout_ns: 0,
             absent: Absent::Fail,
             immediate: false,
         };
-        Box::new(Parts { request, flight: Flight::unsent(), failure: None })
+        Box::new(Parts { request, flight: Flight::unsent(), failure: None, next: None, spare: 0 })
+    }
+
+    #[inline(always)]
+    fn take_spare() -> Option<Box<Parts>> {
+        // A thread at its end has no spare ones any more.
+        let first = SPARE.try_with(|spare| {
+            let mut first = spare.take()?;
+            spare.set(first.next.take());
+            Some(first)
+        });
+        first.ok().flatten()
+    }
+
+    #[inline(always)]
+    fn keep(mut self: Box<Self>) {
+        let _ = SPARE.try_with(move |spare| {
+            self.next = spare.take();
+            self.spare = self.next.as_ref().map_or(1, |next| next.spare + 1);
+            let kept = if self.spare > KEPT { self.next.take() } else { Some(self) };
+            spare.set(kept);
+        });
     }
 
     /// Makes it as good as new.
     #[inline(always)]
     fn clear(&mut self) {
-        let Parts { request, flight, failure } = self;
+        let Parts { request, flight, failure, .. } = self;
         request.body.clear();
         (request.len, request.flags, request.immediate) = (0, 0, false);
         if request.spill.is_some() {
@@ -166,13 +192,11 @@ impl RawCall {
     /// Without arguments yet.
     #[inline(always)]
     fn new(link: &Arc<Link>, key: u64, method: &'static str, style: Style) -> RawCall {
-        // A thread at its end has no spare ones any more.
-        let spare = SPARE.try_with(|spare| spare.borrow_mut().pop()).ok().flatten();
-        let mut parts = spare.unwrap_or_else(Parts::blank);
+        let mut parts = Parts::take_spare().unwrap_or_else(Parts::blank);
         let request = &mut parts.request;
         request.key = key;
         request.method.fixed = method;
-        request.timeout = style.timeout;
+        request.timeout_ns = style.timeout_ns;
         request.absent = style.absent;
         RawCall { link: Arc::clone(link), parts: ManuallyDrop::new(parts) }
     }
@@ -198,7 +222,7 @@ impl RawCall {
     /// Sends the call and waits for the answer on this thread.
     #[inline(always)]
     fn wait(&mut self, answer: &mut Answer) -> Result<(), BusError> {
-        let Parts { request, flight, failure } = &mut **self.parts;
+        let Parts { request, flight, failure, .. } = &mut **self.parts;
         if let Some(failure) = failure.take() {
             return Err(*failure);
         }
@@ -207,7 +231,7 @@ impl RawCall {
 
     #[inline(always)]
     fn start(&mut self) {
-        let Parts { request, flight, failure } = &mut **self.parts;
+        let Parts { request, flight, failure, .. } = &mut **self.parts;
         if failure.is_none()
             && !flight.is_out()
             && let Err(error) = flight.start_unwatched(&self.link, request)
@@ -217,7 +241,7 @@ impl RawCall {
     }
 
     fn send(&mut self) -> Result<(), BusError> {
-        let Parts { request, flight, failure } = &mut **self.parts;
+        let Parts { request, flight, failure, .. } = &mut **self.parts;
         if let Some(failure) = failure.take() {
             return Err(*failure);
         }
@@ -226,7 +250,7 @@ impl RawCall {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, answer: &mut Answer) -> Poll<Result<(), BusError>> {
-        let Parts { request, flight, failure } = &mut **self.parts;
+        let Parts { request, flight, failure, .. } = &mut **self.parts;
         if let Some(failure) = failure.take() {
             flight.end_unsent();
             return Poll::Ready(Err(*failure));
@@ -244,12 +268,7 @@ impl Drop for RawCall {
         // SAFETY: the value is dropped, so nothing looks at `parts` after this.
         let mut parts = unsafe { ManuallyDrop::take(&mut self.parts) };
         parts.clear();
-        let _ = SPARE.try_with(move |spare| {
-            let mut spare = spare.borrow_mut();
-            if spare.len() < KEPT {
-                spare.push(parts);
-            }
-        });
+        parts.keep();
     }
 }
 
@@ -307,7 +326,7 @@ impl Prepared {
     #[cold]
     fn inherit(&mut self, inherited: &context::Inherited, arena: &Arena) -> Option<Box<BusError>> {
         if let Some(left) = inherited.left() {
-            self.timeout = self.timeout.min(left);
+            self.timeout_ns = self.timeout_ns.min(clock::span_ns(left));
         }
         self.flags |= RequestMeta::CHAIN;
         if self.spill.is_none() && u64::from(self.len) > self.room() {
@@ -419,7 +438,7 @@ impl<T: DeserializeOwned + 'static, E: OwnError> Call<T, E> {
     /// Inside a method, the deadline of the call being served holds too.
     pub fn timeout(mut self, timeout: Duration) -> Call<T, E> {
         let left = context::inherited().and_then(|inherited| inherited.left());
-        self.raw.parts.request.timeout = left.map_or(timeout, |left| timeout.min(left));
+        self.raw.parts.request.timeout_ns = clock::span_ns(left.map_or(timeout, |left| timeout.min(left)));
         self
     }
 

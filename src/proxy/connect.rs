@@ -44,7 +44,7 @@ pub struct Connect<P> {
 
 impl<P: Proxy> Connect<P> {
     pub(crate) fn new(bus: Bus, name: &str) -> Connect<P> {
-        let style = Style { timeout: bus.0.timeout(), absent: Absent::Fail };
+        let style = Style { timeout_ns: clock::span_ns(bus.0.timeout()), absent: Absent::Fail };
         Connect {
             bus,
             name: name.to_owned(),
@@ -57,7 +57,7 @@ impl<P: Proxy> Connect<P> {
 
     /// How long each call of this proxy may take; the bus's default otherwise.
     pub fn call_timeout(mut self, timeout: Duration) -> Connect<P> {
-        self.style.timeout = timeout;
+        self.style.timeout_ns = clock::span_ns(timeout);
         self
     }
 
@@ -132,7 +132,7 @@ fn gave_up(error: ConnectError, waited: Duration) -> ConnectError {
 }
 
 fn deadline_ns(span: Duration) -> u64 {
-    clock::now_ns().saturating_add(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX))
+    clock::now_ns().saturating_add(clock::span_ns(span))
 }
 
 impl<P: Proxy> Future for Connect<P> {

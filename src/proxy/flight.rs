@@ -5,7 +5,6 @@ mod awaited;
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::time::Duration;
 
 use awaited::Alarm;
 
@@ -23,9 +22,9 @@ use crate::sys::{clock, cpu};
 
 /// Time-outs below this are measured from a precise clock; reading it costs a tenth of a hot call, and the coarse clock is
 /// exact to a tick.
-const PRECISE_BELOW: Duration = Duration::from_millis(100);
+const PRECISE_BELOW_NS: u64 = 100_000_000;
 /// Milliseconds modulo 2^32 tell earlier from later over half that range, 24 days; the owner is told of no deadline beyond.
-const LONGEST_TOLD: Duration = Duration::from_secs(20 * 24 * 60 * 60);
+const LONGEST_TOLD_NS: u64 = 20 * 24 * 60 * 60 * 1_000_000_000;
 /// Looks for a one-way call to be taken, before the owner is rung to make sure: about two round trips.
 const LOOKS_FOR_TAKEN: u32 = 32;
 
@@ -150,7 +149,7 @@ impl Flight {
         link: &Arc<Link>,
         request: &mut Prepared,
     ) -> Result<(NonNull<Port>, usize, Sent), BusError> {
-        self.start_clock(request.timeout);
+        self.start_clock(request.timeout_ns);
         loop {
             let (port, slot) = match link.reserve() {
                 Ok(reserved) => reserved,
@@ -176,17 +175,16 @@ impl Flight {
     }
 
     #[inline(always)]
-    fn start_clock(&mut self, timeout: Duration) {
+    fn start_clock(&mut self, timeout_ns: u64) {
         if self.deadline_ns != 0 {
             return;
         }
-        let start_ns = if timeout < PRECISE_BELOW {
+        let start_ns = if timeout_ns < PRECISE_BELOW_NS {
             clock::now_ns()
         } else {
             clock::coarse_ns() + *clock::COARSE_TICK_NS
         };
-        // u64 holds 584 years, so anything longer is none.
-        self.deadline_ns = start_ns.saturating_add(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX));
+        self.deadline_ns = start_ns.saturating_add(timeout_ns);
     }
 
     /// Puts the request into the ring and rings if need be.
@@ -206,7 +204,7 @@ impl Flight {
             key: request.key,
             flags: request.flags,
             cpu: cpu::current(),
-            deadline_ms: if request.timeout > LONGEST_TOLD {
+            deadline_ms: if request.timeout_ns > LONGEST_TOLD_NS {
                 0
             } else {
                 deadline_ms(self.deadline_ns, lane.owner_ahead_ms)

@@ -402,7 +402,7 @@ impl Link {
     pub fn flush(&self, until: Option<Instant>) -> bool {
         let until_ns = until.map_or(u64::MAX, |until| {
             let left = until.saturating_duration_since(Instant::now());
-            clock::now_ns().saturating_add(u64::try_from(left.as_nanos()).unwrap_or(u64::MAX))
+            clock::now_ns().saturating_add(clock::span_ns(left))
         });
         let parker = Parker::new();
         while self.in_flight() != 0 {

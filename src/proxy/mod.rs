@@ -21,6 +21,7 @@ use serde::de::DeserializeOwned;
 
 use crate::object::{Interface, Proxy};
 use crate::owner::dispatch::DESCRIBE_KEY;
+use crate::sys::clock;
 use crate::wire::describe::Description;
 use crate::wire::errors::OwnError;
 use crate::wire::key::method_key_of;
@@ -96,7 +97,7 @@ impl Handle {
 
     /// The same handle with another time-out for calls made through it.
     pub fn with_timeout(mut self, timeout: Duration) -> Handle {
-        self.style.timeout = timeout;
+        self.style.timeout_ns = clock::span_ns(timeout);
         self
     }
 }

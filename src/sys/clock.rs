@@ -1,6 +1,7 @@
 //! CLOCK_MONOTONIC, in nanoseconds.
 
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use rustix::time::Timespec;
 
@@ -23,6 +24,11 @@ pub(crate) fn coarse_ns() -> u64 {
 /// Milliseconds of the coarse clock, modulo 2^32: a day's worth of deadlines in four bytes.
 pub(crate) fn now_ms() -> u32 {
     (coarse_ns() / 1_000_000) as u32
+}
+
+/// A span in nanoseconds; `u64::MAX` for one of more than 584 years.
+pub(crate) fn span_ns(span: Duration) -> u64 {
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// A span of nanoseconds as the kernel takes it.

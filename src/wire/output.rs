@@ -205,6 +205,13 @@ impl Output {
         self.blob.is_none() && self.aside.is_none()
     }
 
+    /// Ends a [plain](Self::is_plain) one: it holds nothing, and to find that out once more would cost some twenty instructions.
+    #[inline(always)]
+    pub(crate) fn end_plain(self) {
+        debug_assert!(self.is_plain(), "what it holds would be lost");
+        std::mem::forget(self);
+    }
+
     /// The body, if it has no memory of its own and was written elsewhere than at `place`.
     #[inline]
     pub(crate) fn written_aside(&self, place: NonNull<u8>) -> Option<&[u8]> {
@@ -495,7 +502,9 @@ pub(crate) fn encode_request<A: Serialize + ?Sized>(
     output.encode(arguments)?;
     // Not moved as a whole: that would wait for each of its words to be stored.
     if output.is_plain() {
-        return Ok(Encoded::Inline(output.len));
+        let len = output.len;
+        output.end_plain();
+        return Ok(Encoded::Inline(len));
     }
     blobs.extend(output.take_blobs());
     let len = output.len;

@@ -33,7 +33,7 @@ impl Flight {
         answer: &mut Answer,
     ) -> Poll<Result<(), BusError>> {
         self.expect_not_ended();
-        self.start_clock(request.timeout);
+        self.start_clock(request.timeout_ns);
         loop {
             if link.is_foreign() {
                 return Poll::Ready(Err(self.forget()));
