@@ -342,6 +342,7 @@ impl Chunk {
     }
 
     /// Whether this process was forked from the one that allocated it.
+    #[inline]
     pub(crate) fn is_inherited(&self) -> bool {
         fork::forked_since(self.piece.owner().generation)
     }

@@ -53,6 +53,7 @@ pub struct BlobMut {
 
 impl BlobMut {
     /// `len` bytes, aligned to `align` and to at least [`ALIGN_MIN`].
+    #[inline]
     pub(crate) fn alloc(arena: &Arena, len: usize, align: usize) -> Result<BlobMut, AllocError> {
         if !align.is_power_of_two() || align > ALIGN_MAX {
             return Err(AllocError::BadAlignment { align });
@@ -67,6 +68,7 @@ impl BlobMut {
     }
 
     /// A range of a chunk that nobody else refers to.
+    #[inline]
     pub(super) fn within(chunk: Chunk, start: usize, len: usize) -> BlobMut {
         BlobMut { chunk, start, len, position: 0 }
     }

@@ -53,6 +53,7 @@ pub(super) enum Need {
 }
 
 impl Need {
+    #[inline]
     pub(super) fn of(bytes: usize) -> Need {
         if bytes < WHOLE { Need::Part(Size::of(bytes)) } else { Need::Whole(bytes) }
     }

@@ -23,6 +23,7 @@ const SLOTS: usize = CLASSES + WHOLE_SLOTS;
 pub(super) struct SlotIndex(u8);
 
 impl SlotIndex {
+    #[inline]
     pub(super) fn of(need: Need) -> Option<SlotIndex> {
         let index = match need {
             Need::Part(size) => size.class,

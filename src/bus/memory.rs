@@ -52,6 +52,7 @@ impl Bus {
     ///
     /// [`AllocError::NoMemory`] when the bus's memory limit or the system leaves no room, [`AllocError::ForkedHandle`] in a
     /// forked child.
+    #[inline]
     pub fn alloc(&self, len: usize) -> Result<BlobMut, AllocError> {
         self.alloc_aligned(len, 1)
     }
@@ -62,6 +63,7 @@ impl Bus {
     /// # Errors
     ///
     /// As [`alloc`](Bus::alloc), and [`AllocError::BadAlignment`] unless `align` is a power of two of at most 4096.
+    #[inline]
     pub fn alloc_aligned(&self, len: usize, align: usize) -> Result<BlobMut, AllocError> {
         self.0.alloc(&self.0.own_arena, len, align)
     }
@@ -166,6 +168,7 @@ impl BusInner {
     }
 
     /// Memory of one of this bus's arenas, for a blob.
+    #[inline]
     pub fn alloc(&self, arena: &Arena, len: usize, align: usize) -> Result<BlobMut, AllocError> {
         if self.is_foreign() {
             return Err(AllocError::ForkedHandle);

@@ -124,6 +124,7 @@ fn with_frame<R>(frame: *const Frame<'static>, f: impl FnOnce(&Frame<'_>) -> R) 
 }
 
 /// Takes back what the request being served gives back, which else waits until its method has run: memory is short.
+#[inline]
 pub(crate) fn take_back_returned() {
     let frame = CURRENT.get();
     if !frame.is_null() {
