@@ -35,7 +35,7 @@ use crate::sys::{clock, fork, memfd, socket};
 use borrow::Views;
 pub(crate) use borrow::{Opened, Received, UnpackError};
 use lend::Lent;
-pub(crate) use lend::{Copied, LoanList, PackError};
+pub(crate) use lend::{Copied, PackError};
 
 /// First byte of a message on a lane's socket: answers wait for tasks of the receiver, or something of its is given back.
 pub(crate) const WAKE: u8 = 1;

@@ -33,7 +33,6 @@ pub(super) struct Size {
 impl Size {
     /// The smallest class of at least `bytes`.
     #[inline]
-    #[inline]
     pub(super) fn of(bytes: usize) -> Size {
         let last = bytes.div_ceil(GRANULE).saturating_sub(1);
         if last < 16 {

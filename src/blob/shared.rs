@@ -104,6 +104,7 @@ impl Blob {
     }
 
     /// What another process lends.
+    #[inline(always)]
     pub(crate) fn lent(received: Received) -> Blob {
         Blob { bytes: received.bytes(), holder: Holder::Lent(Arc::new(received)) }
     }

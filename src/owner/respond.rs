@@ -11,7 +11,6 @@ use crate::blob::limit::NoMemory;
 use crate::error::Executed;
 use crate::object::{Completed, Refusal};
 use crate::panics::contain;
-use crate::parcels::LoanList;
 use crate::ring::layout::{Loan, RESPONSE_BODY, ResponseMeta, len_with_loans};
 use crate::status::{Refused, Status};
 use crate::sys::cpu;
@@ -88,6 +87,7 @@ pub(super) fn publish(lane: &OwnerLane, slot: usize, wanted: u32, Response { sta
     }
 }
 
+#[inline(always)]
 pub(super) fn publish_output(
     lane: &OwnerLane,
     slot: usize,
@@ -116,6 +116,7 @@ pub(super) fn publish_output(
 }
 
 /// Copies a body that was written [aside](Stage) into its slot.
+#[inline(always)]
 fn move_to_slot(lane: &OwnerLane, slot: usize, output: &Output) {
     let place = lane.ring.response_body(slot);
     if let Some(body) = output.written_aside(place) {
@@ -123,6 +124,7 @@ fn move_to_slot(lane: &OwnerLane, slot: usize, output: &Output) {
     }
 }
 
+#[inline(always)]
 fn answer(
     lane: &OwnerLane,
     slot: usize,
@@ -136,14 +138,28 @@ fn answer(
 
 /// Lends what goes with a response, and its body where that does not fit the slot with it; what its head then says: the flags,
 /// the length of the encoded body, and the number of loans. Where nobody reads the answer, nothing is lent with it.
+#[inline(always)]
 fn lend(lane: &OwnerLane, slot: usize, output: &mut Output) -> Result<(u8, usize, u32), NoMemory> {
     if lane.is_abandoned() {
         return Err(NoMemory);
     }
-    let loans = match output.take_only_blob() {
-        Some(blob) => LoanList::from_buf([lane.parcels.lend(blob).map_err(|_| NoMemory)?]),
-        None => lane.parcels.lend_all(output.take_blobs()).map_err(|_| NoMemory)?,
-    };
+    let len = output.len();
+    let fits = !output.is_spilled() && len_with_loans(len as u64, 1) <= RESPONSE_BODY as u64;
+    match if fits { output.take_only_blob() } else { None } {
+        Some(blob) => {
+            let loan = lane.parcels.lend(blob).map_err(|_| NoMemory)?;
+            move_to_slot(lane, slot, output);
+            lane.ring.write_loans(slot, len.div_ceil(8), &[loan]);
+            Ok((0, len, 1))
+        }
+        None => lend_all(lane, slot, output),
+    }
+}
+
+/// The same for whatever is not a single blob behind a short body.
+#[inline(never)]
+fn lend_all(lane: &OwnerLane, slot: usize, output: &mut Output) -> Result<(u8, usize, u32), NoMemory> {
+    let loans = lane.parcels.lend_all(output.take_blobs()).map_err(|_| NoMemory)?;
     let (len, lent) = (output.len(), loans.len() as u32);
     if !output.is_spilled() && len_with_loans(len as u64, lent) <= RESPONSE_BODY as u64 {
         move_to_slot(lane, slot, output);

@@ -137,8 +137,15 @@ impl Parcels {
         Ok(blobs)
     }
 
-    /// Borrows one range; gives it back if it cannot.
-    fn borrow(&self, loan: Loan) -> Result<Blob, UnpackError> {
+    /// Whether what arrives is copied, see [`CopyOnArrival`](crate::CopyOnArrival).
+    #[inline(always)]
+    pub fn copies(&self) -> bool {
+        self.copies
+    }
+
+    /// Borrows one range; gives it back if it cannot. Where arrivals are [copied](Self::copies), not to be called.
+    #[inline(always)]
+    pub fn borrow(&self, loan: Loan) -> Result<Blob, UnpackError> {
         let view = self.view(loan.segment).inspect_err(|_| self.give_back(loan))?;
         // Whatever comes of it, its drop gives the range back.
         Received::new(view, loan).map(Blob::lent).ok_or(UnpackError::Violation)
@@ -199,6 +206,7 @@ impl Parcels {
     }
 
     /// The view of an announced segment.
+    #[inline(always)]
     fn view(&self, segment: u32) -> Result<Arc<View>, UnpackError> {
         let known = self.views.read().by_segment.get(&segment).cloned();
         known.map_or_else(|| self.view_anew(segment), Ok)
@@ -323,6 +331,7 @@ pub(crate) struct Received {
 
 impl Received {
     /// `None` if the range does not lie in the segment; it is given back then.
+    #[inline(always)]
     fn new(view: Arc<View>, loan: Loan) -> Option<Received> {
         let is_sound = view.mapped.read(loan.offset, loan.len).is_some();
         let received = Received { view: ManuallyDrop::new(view), loan };
@@ -330,7 +339,7 @@ impl Received {
     }
 
     /// Where it lies; not mapped in a forked child, see [`is_inherited`](Self::is_inherited).
-    #[inline]
+    #[inline(always)]
     pub(crate) fn bytes(&self) -> NonNull<[u8]> {
         // Both numbers are at most the mapping's length, a usize.
         NonNull::slice_from_raw_parts(self.view.mapped.at(self.loan.offset as usize), self.loan.len as usize)

@@ -51,7 +51,7 @@ pub(crate) struct Copied {
 
 impl Parcels {
     /// Lends a blob: as it lies, if it is of the arena for the peer's user, else as a copy.
-    #[inline]
+    #[inline(always)]
     pub fn lend(&self, blob: Blob) -> Result<Loan, PackError> {
         let (bytes, holder) = blob.into_parts();
         match holder {
@@ -111,6 +111,7 @@ impl Parcels {
         &self.arena
     }
 
+    #[inline(always)]
     fn lend_range(
         &self,
         chunk: Arc<Chunk>,
@@ -125,6 +126,7 @@ impl Parcels {
         Ok(Loan { lease, segment, offset, len })
     }
 
+    #[inline(always)]
     fn lease(&self, lent: Lent) -> Result<u32, PackError> {
         self.has_lent.store(true, Ordering::Relaxed);
         let again = |(why, lent)| {
@@ -160,6 +162,7 @@ impl Parcels {
         }
     }
 
+    #[inline(always)]
     fn announce(&self, chunk: &Chunk) -> Result<(), PackError> {
         let now = self.arena.drops() << 32 | u64::from(chunk.segment_id());
         // Release and Acquire: who sees that it was announced publishes after that.

@@ -10,9 +10,9 @@ use crate::error::{BusError, CallError, Executed};
 use crate::parcels::{Opened, UnpackError};
 use crate::proxy::lane::Lane;
 use crate::ring::caller::ResponseWords;
-use crate::ring::layout::{RESPONSE_BODY, ResponseMeta};
+use crate::ring::layout::{RESPONSE_BODY, ResponseMeta, len_with_loans};
 use crate::status::{Refused, Status};
-use crate::wire::blob::{Lent, is_blob, same};
+use crate::wire::blob::{Blobs, Lent, is_blob, same};
 use crate::wire::budget::decode_with;
 use crate::wire::errors::OwnError;
 use crate::wire::key::name_hash;
@@ -52,21 +52,53 @@ impl Answer {
         Ok(meta)
     }
 
-    #[inline(never)]
+    #[inline(always)]
     fn open(
+        &mut self,
+        link: &Link,
+        lane: &Lane,
+        slot: usize,
+        head: (ResponseMeta, usize, u32),
+    ) -> Result<(), BusError> {
+        let (meta, len, lent) = head;
+        let is_spilled = meta.flags & ResponseMeta::SPILLED != 0;
+        if is_spilled
+            || lent != 1
+            || lane.parcels.copies()
+            || len_with_loans(len as u64, 1) > RESPONSE_BODY as u64
+        {
+            return self.open_all(link, lane, slot, head);
+        }
+        let loan = lane.ring.response_loan(slot, len, &mut self.words);
+        match lane.parcels.borrow(loan) {
+            Ok(blob) => {
+                self.opened = Some(Opened { body: None, blobs: Blobs::from_buf([blob]) });
+                Ok(())
+            }
+            Err(error) => Err(unopened(lane, self.executed(), error)),
+        }
+    }
+
+    /// What a refusal that is not read would say of it is not known.
+    fn executed(&self) -> Executed {
+        if self.status == Status::Refused { Executed::Unknown } else { Executed::Yes }
+    }
+
+    /// The same for whatever is not a single blob behind a short body.
+    #[inline(never)]
+    fn open_all(
         &mut self,
         link: &Link,
         lane: &Lane,
         slot: usize,
         (meta, len, lent): (ResponseMeta, usize, u32),
     ) -> Result<(), BusError> {
+        let executed = self.executed();
         let Some((spilled, inline)) = lane.ring.response_loans(slot, (meta, len, lent), &mut self.words)
         else {
             return Err(violation(lane));
         };
         let (limit, size) = (link.bus.body_limit(), len as u64);
-        // What a refusal that is not read would say of it is not known.
-        let executed = if self.status == Status::Refused { Executed::Unknown } else { Executed::Yes };
         if spilled.is_some() && size > limit {
             lane.parcels.discard(spilled, size, lent, inline);
             return Err(CallError::TooLarge { limit, size, executed });
@@ -77,8 +109,7 @@ impl Answer {
                 self.opened = Some(opened);
                 Ok(())
             }
-            Err(UnpackError::NoMemory | UnpackError::Limit) => Err(CallError::NoMemory { executed }),
-            Err(UnpackError::Violation) => Err(violation(lane)),
+            Err(error) => Err(unopened(lane, executed, error)),
         }
     }
 
@@ -128,8 +159,14 @@ impl Answer {
         if !is_blob::<T>() || self.body() != [1] {
             return None;
         }
-        let blobs = &mut self.opened.as_mut()?.blobs;
-        if blobs.len() == 1 { blobs.pop().and_then(|blob| same(blob).ok()) } else { None }
+        let Opened { body, blobs } = self.opened.take()?;
+        match blobs.into_inner() {
+            Ok([blob]) => same(blob).ok(),
+            Err(blobs) => {
+                self.opened = Some(Opened { body, blobs });
+                None
+            }
+        }
     }
 
     #[cold]
@@ -152,6 +189,14 @@ fn unknown_key(link: &Link, ours: u64, method: &str) -> BusError {
     match theirs {
         Some(theirs) if theirs != ours => CallError::SchemaMismatch { method, ours, theirs, executed },
         _ => CallError::UnknownMethod { method, executed },
+    }
+}
+
+#[cold]
+fn unopened(lane: &Lane, executed: Executed, error: UnpackError) -> BusError {
+    match error {
+        UnpackError::NoMemory | UnpackError::Limit => CallError::NoMemory { executed },
+        UnpackError::Violation => violation(lane),
     }
 }
 

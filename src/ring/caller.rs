@@ -220,6 +220,18 @@ impl CallerRing {
         Some((is_spilled.then(|| loan_at(0)), (0..inline).map(move |i| loan_at(first + i * LOAN_WORDS))))
     }
 
+    /// The only loan of the answered response in `slot`, behind the `len` bytes of its body, with the body's words in `words`. The
+    /// body and the loan fit the slot.
+    #[inline(always)]
+    pub fn response_loan(&self, slot: usize, len: usize, words: &mut ResponseWords) -> Loan {
+        let first = len.div_ceil(8);
+        let body = &self.response().slots[slot].body[..first + LOAN_WORDS];
+        for (word, shared) in words.iter_mut().zip(&body[..first]) {
+            word.write(shared.load(Ordering::Relaxed));
+        }
+        Loan::from_words(std::array::from_fn(|i| body[first + i].load(Ordering::Relaxed)))
+    }
+
     /// Says that the call in `slot` is over and its response read: the slot can be given to the next call.
     #[inline(always)]
     pub fn finish(&self, slot: usize) {

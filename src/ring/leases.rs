@@ -59,6 +59,7 @@ impl<T> Loans<T> {
     }
 
     /// Lends, keeping `lent` until the lease is back; the lease's number, never 0.
+    #[inline(always)]
     pub fn lend(&self, lent: T) -> Result<u32, (NoLease, T)> {
         let mut table = self.table.lock();
         if table.is_over {

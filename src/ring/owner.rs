@@ -287,20 +287,29 @@ impl OwnerRing {
     }
 
     /// Writes loans into the response body of the call in `slot`, from its word `first` on. For who answers it only.
+    #[inline(always)]
     pub fn write_loans(&self, slot: usize, first: usize, loans: &[Loan]) {
-        let words = loans.iter().flat_map(|loan| loan.to_words());
-        for (shared, word) in self.response().slots[slot].body[first..].iter().zip(words) {
-            shared.store(word, Ordering::Relaxed);
+        let places = self.response().slots[slot].body[first..].chunks_exact(LOAN_WORDS);
+        for (place, loan) in places.zip(loans) {
+            for (shared, word) in place.iter().zip(loan.to_words()) {
+                shared.store(word, Ordering::Relaxed);
+            }
         }
     }
 
     /// Writes at most [`RESPONSE_BODY`] bytes into the response body of the call in `slot`. For who answers it only.
+    #[inline(always)]
     pub fn write_response_bytes(&self, slot: usize, bytes: &[u8]) {
         assert!(bytes.len() <= RESPONSE_BODY, "a body of {} bytes does not fit a slot", bytes.len());
-        for (shared, chunk) in self.response().slots[slot].body.iter().zip(bytes.chunks(8)) {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            shared.store(u64::from_ne_bytes(word), Ordering::Relaxed);
+        let body = &self.response().slots[slot].body;
+        let (words, rest) = bytes.as_chunks();
+        for (shared, word) in body.iter().zip(words) {
+            shared.store(u64::from_ne_bytes(*word), Ordering::Relaxed);
+        }
+        if !rest.is_empty() {
+            // Byte by byte: most bodies that come here have one or two, and a copy of a length not known is a call.
+            let last = rest.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
+            body[words.len()].store(last.to_le(), Ordering::Relaxed);
         }
     }
 

@@ -330,6 +330,7 @@ impl Output {
     }
 
     /// Writes a blob: its place among those that are lent.
+    #[inline]
     pub(super) fn lend(&mut self, blob: &Blob) -> Result<(), Box<EncodeError>> {
         if blob.is_empty() {
             // There is nothing to lend: no bytes follow.
