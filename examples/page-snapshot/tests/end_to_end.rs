@@ -257,6 +257,52 @@ fn a_browser_that_is_killed_is_started_again() {
 }
 
 #[test]
+fn what_a_page_loads_is_held_to_the_allowed_hosts() {
+    if !has_chromium() {
+        return;
+    }
+    let other = Site::serve([("/near", plain(RED)), ("/far", plain(RED)), ("/asked", plain(RED))]);
+    let elsewhere = other.url("").replace("127.0.0.1", "localhost");
+    let page = format!(
+        "<!doctype html><body style='background:{}'><img src='{}'><img src='{elsewhere}/far'><script>
+        fetch('{elsewhere}/asked'); new WebSocket('{}/asked');
+        new Worker(URL.createObjectURL(new Blob(['fetch(\"{elsewhere}/asked\")'])));
+        </script>",
+        css(GREEN),
+        other.url("/near"),
+        elsewhere.replace("http", "ws"),
+    );
+    let site = Site::serve([("/", Content::Html(page))]);
+    let app = Setup::default().start();
+    app.get(&shot(&site.url("/"), "")).picture().assert_shows((640, 700), GREEN);
+    assert!(other.has_seen("/near"));
+    assert!(!other.has_seen("/far") && !other.has_seen("/asked"), "a host that is not allowed was asked");
+}
+
+#[test]
+fn a_page_that_crashes_is_an_error_of_its_own() {
+    if !has_chromium() {
+        return;
+    }
+    let waits = Content::Html("<!doctype html><img src='/silence'>".to_owned());
+    let site = Site::serve([("/", plain(GREEN)), ("/waits", waits), ("/silence", Content::Silence)]);
+    let app = Setup::default().start();
+    let (mut client, browser) = (app.client(), app.browser());
+    client.ask(&shot(&site.url("/waits"), ""));
+    site.expect("/silence");
+    let renderers = app.renderers();
+    assert!(!renderers.is_empty());
+    for renderer in renderers {
+        // It may have ended by itself meanwhile.
+        let _killed = kill_process(renderer, Signal::KILL);
+    }
+    let said = client.answer().refusal(502);
+    assert!(said.contains("crashed"), "{said}");
+    client.get(&shot(&site.url("/"), "")).picture();
+    assert_eq!(app.browser(), browser);
+}
+
+#[test]
 fn a_browser_that_hangs_is_killed_and_started_again() {
     if !has_chromium() {
         return;

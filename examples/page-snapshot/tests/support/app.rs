@@ -138,20 +138,33 @@ impl App {
         self.lines.lock().expect("no thread panics with it").iter().any(|line| line.contains(text))
     }
 
-    /// The processes of its Chromium, known by the home that they were given: the first is the browser, which started the others.
+    /// The processes of its Chromium.
     pub fn chromium(&self) -> Vec<Pid> {
+        self.chromium_with("")
+    }
+
+    /// Those of them that show pages.
+    pub fn renderers(&self) -> Vec<Pid> {
+        self.chromium_with("--type=renderer")
+    }
+
+    /// The processes of its Chromium with such a text in their command line. They are known by the home that they were given, or, where
+    /// Chromium has written its own title over that, by their group.
+    fn chromium_with(&self, text: &str) -> Vec<Pid> {
         let home = format!("HOME={}/", self.place.display());
-        let mut found: Vec<(bool, Pid)> = processes()
-            .filter(|process| process.variables.iter().any(|variable| variable.starts_with(&home)))
-            .map(|process| (process.words.iter().all(|word| word != "--remote-debugging-pipe"), process.pid))
-            .collect();
-        found.sort_by_key(|&(is_child, pid)| (is_child, pid.as_raw_nonzero()));
-        found.into_iter().map(|(_, pid)| pid).collect()
+        let all: Vec<Process> = processes().collect();
+        let is_at_home =
+            |process: &&Process| process.environment.split('\0').any(|text| text.starts_with(&home));
+        let groups: Vec<Pid> = all.iter().filter(is_at_home).map(|process| process.group).collect();
+        all.into_iter()
+            .filter(|process| groups.contains(&process.group) && process.command.contains(text))
+            .map(|process| process.pid)
+            .collect()
     }
 
     /// The browser, once there is one.
     pub fn browser(&self) -> Pid {
-        wait_for("a browser", || self.chromium().first().copied())
+        wait_for("a browser", || self.chromium_with("--remote-debugging-pipe").first().copied())
     }
 
     /// The directories of Chromium's runs.
@@ -206,23 +219,24 @@ fn free_port() -> SocketAddr {
     listener.local_addr().expect("it is bound")
 }
 
-/// A process that runs, and what it was started with.
+/// A process that runs.
 struct Process {
     pid: Pid,
-    words: Vec<String>,
-    variables: Vec<String>,
+    group: Pid,
+    command: String,
+    environment: String,
 }
 
 /// All that we may look at.
 fn processes() -> impl Iterator<Item = Process> {
     let entries = fs::read_dir("/proc").expect("there is a /proc").flatten();
     entries.filter_map(|entry| {
-        let texts = |name: &str| {
-            let bytes = fs::read(entry.path().join(name)).ok()?;
-            let texts = bytes.split(|&byte| byte == 0).map(|text| String::from_utf8_lossy(text).into_owned());
-            Some(texts.collect())
-        };
+        let text =
+            |name: &str| Some(String::from_utf8_lossy(&fs::read(entry.path().join(name)).ok()?).into_owned());
         let pid = Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)?;
-        Some(Process { pid, words: texts("cmdline")?, variables: texts("environ")? })
+        // Behind the name, which may have spaces in it: state, parent, group. The kernel's own threads have none.
+        let group = text("stat")?.rsplit_once(") ")?.1.split(' ').nth(2)?.parse().ok()?;
+        let group = Pid::from_raw(group)?;
+        Some(Process { pid, group, command: text("cmdline")?, environment: text("environ")? })
     })
 }
