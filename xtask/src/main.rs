@@ -11,7 +11,9 @@ use std::process::ExitCode;
 const HELP: &str = "\
 The project's own commands.
 
-cargo xtask demo                  build the examples, run each as two processes, say what a call takes here
+cargo xtask demo                  take pictures of pages with real Chromium; say who did what, which way the bytes went, how fast
+cargo xtask demo --serve          the same, and then serve pictures at http://127.0.0.1:5511 until Ctrl-C
+cargo xtask demo --examples       run each of the small examples as two processes, say what a call takes here
 cargo xtask test                  run the whole suite; stop at the first step that fails
 cargo xtask test --list           name the steps
 cargo xtask test --only STEP      run one step (may be repeated)

@@ -33,7 +33,8 @@ pub fn need_component(subcommand: &str, component: &str) -> Result<(), String> {
 }
 
 /// The programs that some tests run, by the name of their Debian package, which is that of the program.
-const PROGRAMS: [&str; 2] = ["strace", "valgrind"];
+const PROGRAMS: [&str; 3] = ["strace", "valgrind", CHROMIUM];
+const CHROMIUM: &str = "chromium";
 
 /// Installs the programs of [`PROGRAMS`] that are missing, if this is root on a machine with apt; says so before and after.
 ///
@@ -49,13 +50,30 @@ pub fn offer_programs() {
             "SKIPPED: the tests that use {list}; install them (apt-get install {list}) to run these too"
         );
     }
-    println!("missing: {list}; running `apt-get update` and `apt-get install {list}` as root");
-    let updated = succeeds(apt(&["-qq", "update"]));
-    let install = ["-qq", "-y", "--no-install-recommends", "install"];
-    let installed = succeeds(apt(&[&install[..], &missing[..]].concat()));
-    if !(updated && installed) {
+    if !install(&missing) {
         println!("SKIPPED: the tests that use {list}; apt-get could not install them");
     }
+}
+
+/// Sees to it that Chromium is there.
+pub fn need_chromium() -> Result<(), String> {
+    let by_hand = "install Debian's package `chromium` (`sudo apt-get install chromium`) and run this again";
+    if Path::new("/usr/bin").join(CHROMIUM).is_file() {
+        return Ok(());
+    }
+    match is_root() && is_installed("apt-get") {
+        true if install(&[CHROMIUM]) => Ok(()),
+        true => Err(format!("apt-get could not install Chromium; {by_hand}")),
+        false => Err(format!("/usr/bin/chromium is missing; {by_hand}")),
+    }
+}
+
+/// Installs packages with apt, saying so first.
+fn install(packages: &[&str]) -> bool {
+    let list = packages.join(" ");
+    println!("missing: {list}; running `apt-get update` and `apt-get install {list}` as root");
+    let install = ["-qq", "-y", "--no-install-recommends", "install"];
+    succeeds(apt(&["-qq", "update"])) && succeeds(apt(&[&install[..], packages].concat()))
 }
 
 fn apt(arguments: &[&str]) -> Command {

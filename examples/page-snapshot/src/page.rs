@@ -132,8 +132,9 @@ async fn shoot(session: &Session, url: &Url, shot: &Shot, loaded: &Notify) -> Re
         "clip": { "x": 0, "y": 0, "width": width, "height": height, "scale": 1 },
     });
     let picture = session.ask("Page.captureScreenshot", capture).await?;
-    let painting = began.elapsed() - loading;
     let history: History = session.ask("Page.getNavigationHistory", json!({})).await?.result()?;
+    // All that the browser was asked for: what is not in these two and the decoding is the bus's.
+    let painting = began.elapsed() - loading;
     let Entry { url, title } = history.entries.into_iter().nth(history.current_index).unwrap_or_default();
     Ok(Taken { url, title, width, height, loading, painting, picture })
 }
