@@ -371,6 +371,7 @@ fn nothing_is_left_of_it_however_it_ends() {
     app.signal(Signal::KILL);
     app.wait();
     app.expect_no_chromium();
+    app.expect_no_locks();
 
     // The next one removes what the killed one could not.
     let mut next = setup.start_in(&app.place);

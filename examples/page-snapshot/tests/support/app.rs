@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use objbus::Bus;
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Answer, Client, wait_for};
@@ -185,6 +186,15 @@ impl App {
     /// Waits until no process of Chromium's is left.
     pub fn expect_no_chromium(&self) {
         wait_for("Chromium to end", || self.chromium().is_empty().then_some(()));
+    }
+
+    /// Waits until nobody has a profile of its Chromium's any more: killed processes do for a moment.
+    pub fn expect_no_locks(&self) {
+        let is_free = |profile: &PathBuf| {
+            let directory = fs::File::open(profile).expect("it is there");
+            flock(directory, FlockOperation::NonBlockingLockExclusive).is_ok()
+        };
+        wait_for("the locks of profiles", || self.profiles().iter().all(is_free).then_some(()));
     }
 
     fn assert_alive(&mut self) -> Option<()> {
