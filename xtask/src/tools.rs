@@ -57,12 +57,11 @@ pub fn offer_programs() {
 
 /// Sees to it that Chromium is there.
 pub fn need_chromium() -> Result<(), String> {
+    let is_there = || Path::new("/usr/bin").join(CHROMIUM).is_file();
     let by_hand = "install Debian's package `chromium` (`sudo apt-get install chromium`) and run this again";
-    if Path::new("/usr/bin").join(CHROMIUM).is_file() {
-        return Ok(());
-    }
     match is_root() && is_installed("apt-get") {
-        true if install(&[CHROMIUM]) => Ok(()),
+        _ if is_there() => Ok(()),
+        true if install(&[CHROMIUM]) && is_there() => Ok(()),
         true => Err(format!("apt-get could not install Chromium; {by_hand}")),
         false => Err(format!("/usr/bin/chromium is missing; {by_hand}")),
     }
@@ -71,7 +70,9 @@ pub fn need_chromium() -> Result<(), String> {
 /// Installs packages with apt, saying so first.
 fn install(packages: &[&str]) -> bool {
     let list = packages.join(" ");
-    println!("missing: {list}; running `apt-get update` and `apt-get install {list}` as root");
+    println!(
+        "missing: {list}; running `apt-get update` and `apt-get install {list}` as root, which may take minutes"
+    );
     let install = ["-qq", "-y", "--no-install-recommends", "install"];
     succeeds(apt(&["-qq", "update"])) && succeeds(apt(&[&install[..], packages].concat()))
 }

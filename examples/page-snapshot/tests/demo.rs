@@ -7,10 +7,10 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 
 use rustix::process::{Pid, Signal, kill_process};
-use support::app::new_place;
 use support::{PATIENCE, Picture, has_chromium, wait_for};
 
 #[test]
@@ -89,7 +89,11 @@ struct Demo {
 
 impl Demo {
     fn start() -> Demo {
-        let place = new_place();
+        // Short: it must have room for the demo's own.
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("objt-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let place = std::env::temp_dir().join(name);
+        fs::create_dir(&place).expect("there is room for a directory");
         let mut command = Command::new(PROGRAM);
         command.arg("--to").arg(place.join("pictures")).env("TMPDIR", &place);
         let mut process = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();

@@ -4,13 +4,17 @@ use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+/// The longest path that the directory can lie in: Chromium makes a socket some 85 bytes further down, whose path has room for 107.
+const BASE_MAX: usize = 22;
+
 /// The directory; removed when this is dropped.
 pub struct Place(PathBuf);
 
 impl Place {
-    /// A new one, for this user only. Its path is short, as sockets in it need.
+    /// A new one, for this user only, with a short path.
     pub fn create() -> Result<Place, String> {
-        let path = std::env::temp_dir().join(format!("objbus-demo-{}", std::process::id()));
+        let base = Some(std::env::temp_dir()).filter(|base| base.as_os_str().len() <= BASE_MAX);
+        let path = base.unwrap_or_else(|| "/tmp".into()).join(format!("objdemo-{}", std::process::id()));
         // Whoever had this number before is dead.
         let _none = fs::remove_dir_all(&path);
         let made = DirBuilder::new().mode(0o700).create(&path);
