@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 
+use rustix::io::ioctl_fionread;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
@@ -124,19 +125,23 @@ struct Speaker {
 }
 
 impl Speaker {
-    /// Passes on the messages of a process and the events of its log. What it has logged before a message, arrives before that.
+    /// Passes on the messages of a process and the events of its log. What it has logged before a message, arrives before that;
+    /// but a message does not wait for what is logged later, or who logs without a pause would never be heard.
     async fn listen(self, connection: Arc<Connection>, mut lines: Lines, serial: Serial) {
         let (mut talks, mut logs) = (true, true);
         loop {
             let is_passed = tokio::select! {
                 biased;
+                message = connection.recv(), if talks => match message {
+                    Ok(Some((message, _))) => {
+                        self.log_earlier(&mut lines).await
+                            && self.sinks.events.send(Event::Said(serial, message)).await.is_ok()
+                    }
+                    Ok(None) | Err(_) => { talks = false; true }
+                },
                 line = lines.next(), if logs => match line {
                     Some(line) => self.log(event(&line)).await,
                     None => { logs = false; true }
-                },
-                message = connection.recv(), if talks => match message {
-                    Ok(Some((message, _))) => self.sinks.events.send(Event::Said(serial, message)).await.is_ok(),
-                    Ok(None) | Err(_) => { talks = false; true }
                 },
                 else => return,
             };
@@ -144,6 +149,19 @@ impl Speaker {
                 return;
             }
         }
+    }
+
+    /// Passes on what is in the pipe by now. Whether anybody is still there for it.
+    async fn log_earlier(&self, lines: &mut Lines) -> bool {
+        let mut left = lines.waiting();
+        while left > 0 {
+            let Some(line) = lines.next().await else { return true };
+            left = left.saturating_sub(line.len());
+            if !self.log(event(&line)).await {
+                return false;
+            }
+        }
+        true
     }
 
     /// Makes events of lines.
@@ -176,6 +194,12 @@ impl Lines {
         Ok(Lines { reader: BufReader::new(pipe::Receiver::from_owned_fd(pipe)?), line: Vec::new() })
     }
 
+    /// How many bytes there are to be read without waiting.
+    fn waiting(&self) -> usize {
+        let in_pipe = ioctl_fionread(self.reader.get_ref()).unwrap_or(0);
+        self.line.len() + self.reader.buffer().len() + usize::try_from(in_pipe).unwrap_or(usize::MAX)
+    }
+
     /// The next line; `None`: the pipe has ended. Nothing is lost if this is not waited for.
     async fn next(&mut self) -> Option<Vec<u8>> {
         let room = LINE_MAX - self.line.len() as u64;
@@ -191,4 +215,43 @@ fn event(line: &[u8]) -> log::Event {
 
 fn text(line: &[u8]) -> String {
     String::from_utf8_lossy(line).trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::control::ToSupervisor;
+
+    #[tokio::test]
+    async fn a_message_is_heard_from_one_who_logs_without_a_pause() {
+        let (ours, theirs) = control::pair().unwrap();
+        let (events_end, flood) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        // Until nobody reads any more.
+        std::thread::spawn(
+            move || while File::from(flood.try_clone().unwrap()).write_all(&[b'\n'; 4096]).is_ok() {},
+        );
+        let (events, mut happening) = mpsc::channel(1);
+        let (logs, mut lines) = mpsc::channel(1);
+        let speaker = Speaker { process: "loud".to_owned(), pid: 1, sinks: Sinks { events, logs } };
+        let connection = Arc::new(Connection::new(ours).unwrap());
+        tokio::spawn(speaker.listen(connection, Lines::new(events_end).unwrap(), 7));
+        lines.recv().await.unwrap();
+
+        let process = Connection::new(theirs).unwrap();
+        process.send(&ToSupervisor::Hello, None::<OwnedFd>).await.unwrap();
+        let heard = async {
+            loop {
+                tokio::select! {
+                    event = happening.recv() => return event,
+                    Some(_) = lines.recv() => {}
+                }
+            }
+        };
+        let heard = tokio::time::timeout(Duration::from_secs(10), heard).await.expect("it is heard in time");
+        assert!(matches!(heard, Some(Event::Said(7, ToSupervisor::Hello))));
+    }
 }
