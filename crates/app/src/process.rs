@@ -14,6 +14,7 @@ use std::time::Duration;
 use objbus::Bus;
 use rustix::process::{Signal, getpid, getppid, kill_process, set_parent_process_death_signal};
 use tokio::runtime::{Builder, Handle};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::App;
 use crate::config::Settings;
@@ -81,6 +82,7 @@ pub(crate) fn run(app: App, options: &Options, instance: Instance, control: Owne
         return ExitCode::FAILURE;
     };
     let ended = of_control.block_on(async {
+        leave_signals()?;
         let control = welcomed(control, &instance.name).await?;
         let bus = app.bus_factory()().map_err(|error| format!("the bus cannot be opened: {error}"));
         let is_dev = options.dev;
@@ -114,6 +116,16 @@ fn die_with(supervisor: u32) {
         // It has ended before this was asked for, and nobody would tell.
         end_at_once();
     }
+}
+
+/// Has the signals that end a program, or reload a daemon, do nothing here; programs that services start have them as ever. What
+/// happens is the supervisor's to say, and a service manager may send them to every process that there is.
+fn leave_signals() -> io::Result<()> {
+    for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {
+        // Handled from the first time on that somebody wants to hear of it.
+        drop(signal(kind)?);
+    }
+    Ok(())
 }
 
 /// Ends the process where a normal end could be held up by what runs in it.

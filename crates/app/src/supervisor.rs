@@ -36,7 +36,7 @@ use instance::{Instance, Sinks};
 use journal::Journal;
 use listeners::Listeners;
 use operation::Operation;
-use state::{Phase, Serial, State};
+use state::{At, Phase, Serial, State};
 
 /// How often the memory of a process that has a limit is looked at.
 const MEMORY_INTERVAL: Duration = Duration::from_millis(200);
@@ -49,8 +49,8 @@ const EVENTS_MAX: usize = 256;
 
 /// Something that happens.
 pub(crate) enum Event {
-    /// A user or the service manager wants the application to end: at once, if it is ending already.
-    Stop,
+    /// A user or the service manager wants the application to end: at once, if the same one has said so before.
+    Stop(Teller),
     /// A user or the service manager wants every process reloaded.
     Reload,
     /// The guard has ended: so must everything else.
@@ -68,13 +68,20 @@ pub(crate) enum Event {
     Watchdog,
 }
 
+/// By which way it came that the application is to end. A service manager that signals every process says it by both, once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Teller {
+    Guard,
+    Signal,
+}
+
 /// A time that has come.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Due {
     /// A process should have said hello.
     Hello(Serial),
-    /// A service of a process, by its place there, should have started.
-    Start(Serial, usize),
+    /// A service of a process, by its place there, should be further than this.
+    Start(Serial, usize, At),
     /// A process should have ended.
     Stop(Serial),
     /// The process of a slot is to be started again.
@@ -115,6 +122,7 @@ pub(crate) fn run(
             journal: Journal::new(json)?,
             sinks: Sinks { events, logs },
             guard: to_guard,
+            told_to_stop: Vec::new(),
             began: Instant::now(),
         };
         let code = supervisor.live(open_bus, &mut happening, &mut lines).await;
@@ -140,6 +148,8 @@ pub(crate) struct Supervisor {
     journal: Journal,
     sinks: Sinks,
     guard: mpsc::UnboundedSender<ToGuard>,
+    /// Who has said so.
+    told_to_stop: Vec<Teller>,
     began: Instant,
 }
 
@@ -196,13 +206,14 @@ impl Supervisor {
     fn handle(&mut self, event: Event) -> Then {
         match event {
             Event::GuardGone => return Then::End,
-            Event::Stop => match self.state.phase {
-                Phase::Stopping { .. } => {
-                    self.journal.say(Level::Warn, "Told to stop again: killing all processes");
-                    return Then::End;
-                }
-                _ => self.stop(false),
-            },
+            Event::Stop(teller) if self.told_to_stop.contains(&teller) => {
+                self.journal.say(Level::Warn, "Told to stop again: killing all processes");
+                return Then::End;
+            }
+            Event::Stop(teller) => {
+                self.told_to_stop.push(teller);
+                self.stop(false);
+            }
             Event::Reload => self.reload_all(),
             Event::Said(serial, message) => self.said(serial, message),
             Event::Died(serial) => self.died(serial),
@@ -269,7 +280,7 @@ fn connect_guard(guard: Connection, events: &mpsc::Sender<Event>) -> mpsc::Unbou
         loop {
             // Nobody else has the other end, so its end is the guard's.
             let event = match reader.recv().await {
-                Ok(Some((FromGuard::Stop, _))) => Event::Stop,
+                Ok(Some((FromGuard::Stop, _))) => Event::Stop(Teller::Guard),
                 Ok(Some((FromGuard::Reload, _))) => Event::Reload,
                 Ok(Some((FromGuard::Socket | FromGuard::Start, _))) => continue,
                 Ok(None) | Err(_) => Event::GuardGone,
@@ -291,8 +302,8 @@ fn connect_guard(guard: Connection, events: &mpsc::Sender<Event>) -> mpsc::Unbou
 /// Makes events of signals, for who sends them here instead of to the guard; and of the ends of children.
 fn pass_signals(events: &mpsc::Sender<Event>) -> io::Result<()> {
     let kinds: [(SignalKind, fn() -> Event); 4] = [
-        (SignalKind::interrupt(), || Event::Stop),
-        (SignalKind::terminate(), || Event::Stop),
+        (SignalKind::interrupt(), || Event::Stop(Teller::Signal)),
+        (SignalKind::terminate(), || Event::Stop(Teller::Signal)),
         (SignalKind::hangup(), || Event::Reload),
         (SignalKind::child(), || Event::Orphans(Vec::new())),
     ];

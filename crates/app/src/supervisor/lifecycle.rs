@@ -89,7 +89,7 @@ impl Supervisor {
         let replace = self.life(serial).replaces;
         self.set(serial, place, At::Starting);
         self.tell(serial, ToProcess::Start { service, replace });
-        self.at(self.state.plan.start_timeout, Event::Due(Due::Start(serial, place)));
+        self.time_start(serial, place, At::Starting);
     }
 
     fn take_over(&mut self, serial: Serial) {
@@ -97,8 +97,12 @@ impl Supervisor {
             let service = self.service_at(serial, place);
             self.set(serial, place, At::TakingOver);
             self.tell(serial, ToProcess::TakeOver { service });
-            self.at(self.state.plan.start_timeout, Event::Due(Due::Start(serial, place)));
+            self.time_start(serial, place, At::TakingOver);
         }
+    }
+
+    fn time_start(&self, serial: Serial, place: usize, at: At) {
+        self.at(self.state.plan.start_timeout, Event::Due(Due::Start(serial, place, at)));
     }
 
     /// All services of a process run.
@@ -319,23 +323,30 @@ impl Supervisor {
             Due::Hello(serial) if self.is_at_stage(serial, Stage::Launched) => {
                 self.fail(serial, format!("not there after {:?}", self.state.plan.start_timeout), false);
             }
-            Due::Start(serial, place) if self.is_starting(serial, place) => {
+            Due::Start(serial, place, at) if self.is_at(serial, place, at) => {
                 let (service, timeout) = (self.service_at(serial, place), self.state.plan.start_timeout);
                 let has_taken_names = self.life(serial).is_taking_over();
                 let why = format!("service `{service}` has not started within {timeout:?}");
                 self.fail(serial, why, has_taken_names);
             }
-            Due::Stop(serial) if self.state.lives.contains_key(&serial) => {
-                let slot = self.life(serial).slot;
-                let (title, timeout) = (self.state.title(slot), self.state.plan.stop_timeout);
-                self.journal
-                    .say(Level::Warn, format!("{title} has not stopped within {timeout:?}: killing it"));
-                if let Some(instance) = self.instances.get_mut(&serial) {
-                    instance.kill();
-                }
-            }
+            Due::Stop(serial) if self.state.lives.contains_key(&serial) => self.stop_is_due(serial),
             Due::Restart(slot) => self.restart_crashed(slot),
             Due::Hello(_) | Due::Start(..) | Due::Stop(_) => {}
+        }
+    }
+
+    fn stop_is_due(&mut self, serial: Serial) {
+        let life = self.life(serial);
+        if life.is_idle() {
+            // Others are slow, and it is not told to go on before they have stopped: its time begins anew then.
+            life.is_stop_timed = false;
+            return;
+        }
+        let slot = life.slot;
+        let (title, timeout) = (self.state.title(slot), self.state.plan.stop_timeout);
+        self.journal.say(Level::Warn, format!("{title} has not stopped within {timeout:?}: killing it"));
+        if let Some(instance) = self.instances.get_mut(&serial) {
+            instance.kill();
         }
     }
 
@@ -418,9 +429,8 @@ impl Supervisor {
         self.state.lives.get(&serial).is_some_and(|life| life.stage == stage)
     }
 
-    fn is_starting(&self, serial: Serial, place: usize) -> bool {
-        let life = self.state.lives.get(&serial);
-        life.is_some_and(|life| matches!(life.services[place].at, At::Starting | At::TakingOver))
+    fn is_at(&self, serial: Serial, place: usize, at: At) -> bool {
+        self.state.lives.get(&serial).is_some_and(|life| life.services[place].at == at)
     }
 }
 

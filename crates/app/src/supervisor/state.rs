@@ -51,7 +51,7 @@ pub(crate) struct Life {
     pub stage: Stage,
     /// In the order of the plan.
     pub services: Vec<Hosted>,
-    /// It has so long to stop, counted from when it is first told to.
+    /// The time runs that it has to stop.
     pub is_stop_timed: bool,
 }
 
@@ -227,6 +227,11 @@ impl State {
 impl Life {
     pub fn is_up(&self) -> bool {
         self.goal == Goal::Up
+    }
+
+    /// Whether it was told nothing about its end that it has not done.
+    pub fn is_idle(&self) -> bool {
+        self.stage != Stage::Ending && self.services.iter().all(|hosted| hosted.at != At::Stopping)
     }
 
     /// Whether a name of its predecessor's may be with it already.

@@ -16,7 +16,7 @@ use crate::harness::DIRECTORY_VARIABLE;
 /// Builds the application of that name, and runs it.
 pub fn run(name: &str) -> ExitCode {
     let worker = |p: ProcessBuilder| match name {
-        "hungry" => p.scale(1).memory_limit(mib(200)),
+        "hungry" | "served, with a limit" => p.scale(1).memory_limit(mib(200)),
         "port" => p.scale(2),
         _ => p.scale(1),
     };
@@ -45,6 +45,11 @@ pub fn run(name: &str) -> ExitCode {
         "stops slowly" => {
             app.stop_timeout(Duration::from_millis(300)).service::<Actor>("slow", acts(Act::HangInStop))
         }
+        "stops slowly between" => app
+            .stop_timeout(Duration::from_millis(300))
+            .service::<Actor>("top", |s| s.depends_on("slow"))
+            .service::<Actor>("slow", |s| s.process("background").config(Act::HangInStop).depends_on("base"))
+            .service::<Actor>("base", |s| s),
         "never stops" => {
             app.stop_timeout(Duration::from_secs(3600)).service::<Actor>("slow", acts(Act::HangInStop))
         }
@@ -67,7 +72,7 @@ pub fn run(name: &str) -> ExitCode {
             .process("patient", |p| p.memory_limit(mib(200)))
             .service::<Actor>("eater", |s| s.publish())
             .service::<Actor>("sharer", |s| s.process("patient").publish()),
-        "served" => app
+        "served" | "served, with a limit" => app
             .service::<Actor>("first", |s| s.publish())
             .service::<Actor>("second", |s| s.config(Act::FailIfTold).publish().depends_on("first"))
             .service::<Actor>("aside", |s| s.process("background")),

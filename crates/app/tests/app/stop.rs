@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::harness::{FAMILY, Running};
+use crate::harness::{FAMILY, Running, kill};
 
 crate::tests!(
     both_signals_stop_gracefully,
@@ -13,6 +13,8 @@ crate::tests!(
     a_signal_to_the_process_and_its_group_counts_once,
     what_a_service_has_started_does_not_outlive_a_graceful_stop,
     a_signal_during_the_start_stops,
+    a_signal_to_every_process_at_once_stops_gracefully,
+    who_waits_for_a_slow_process_has_its_own_time_to_stop,
 );
 
 fn both_signals_stop_gracefully() {
@@ -63,4 +65,22 @@ fn a_signal_during_the_start_stops() {
     app.signal(Signal::TERM);
     app.wait();
     app.nothing_is_left();
+}
+
+/// Service managers may send it so, systemd by default.
+fn a_signal_to_every_process_at_once_stops_gracefully() {
+    let mut app = Running::up("diamond");
+    app.all_pids(4).into_iter().for_each(|pid| kill(pid, Signal::TERM));
+    app.wait_for("Application stopped");
+    app.ends(0);
+    let stopped = &app.record()[4..];
+    assert_eq!((&*stopped[0], &*stopped[3], stopped.len()), ("stop top", "stop base", 4), "{stopped:?}");
+}
+
+fn who_waits_for_a_slow_process_has_its_own_time_to_stop() {
+    let mut app = Running::up("stops slowly between");
+    app.signal(Signal::TERM);
+    app.wait_for("`background` has not stopped within 300ms: killing it");
+    app.ends(0);
+    assert_eq!(app.record()[3..], ["stop top", "stop base"]);
 }
