@@ -250,6 +250,7 @@ impl Supervisor {
         let how = instance.bury().map_or_else(|error| error.to_string(), describe);
         // What it has started dies with it.
         self.sweep(&[]);
+        self.operation_is_drained(serial);
         let slot = life.slot;
         let title = self.state.title(slot);
         let is_successor = self.state.slots[slot].successor == Some(serial);
@@ -261,8 +262,7 @@ impl Supervisor {
         let why = match life.goal {
             Goal::Up => format!("{title} ended by itself: {how}"),
             Goal::Down(Ending::Failed(ref why)) => why.clone(),
-            Goal::Down(Ending::Replaced) => return self.operation_is_drained(serial),
-            Goal::Down(Ending::Stop) => return,
+            Goal::Down(Ending::Replaced | Ending::Stop) => return,
             Goal::Down(Ending::Restart) => return self.launch_again(serial, &life),
         };
         if is_successor {

@@ -151,7 +151,7 @@ impl Supervisor {
         }
     }
 
-    /// A process that was replaced has ended.
+    /// A process has ended: if it was replaced, however it came to its end.
     pub(super) fn operation_is_drained(&mut self, old: Serial) {
         if self.is_under_way(Progress::Draining(old)) {
             self.set_stage(Progress::Next);
@@ -198,7 +198,10 @@ impl Supervisor {
                 if let Err(error) = result {
                     self.journal.say(Level::Error, format!("Reloading has failed: {error}"));
                 }
-                self.tell_guard(ToGuard::Ready);
+                // The end is what the service manager heard last, and is to hear last.
+                if !matches!(self.state.phase, Phase::Stopping { .. }) {
+                    self.tell_guard(ToGuard::Ready);
+                }
             }
         }
     }

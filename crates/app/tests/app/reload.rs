@@ -19,6 +19,7 @@ crate::tests!(
     a_hang_up_reloads_everything,
     a_new_process_that_is_killed_leaves_the_old_one_as_it_was,
     an_old_process_that_is_killed_leaves_its_place_to_the_new_one,
+    an_old_process_over_its_memory_limit_is_replaced_and_the_reload_ends,
 );
 
 const RELOADS: usize = 10;
@@ -155,4 +156,26 @@ fn an_old_process_that_is_killed_leaves_its_place_to_the_new_one() {
     assert_eq!(app.status().processes[0].restarts, 0, "nobody else was started");
     let proxy: ActorProxy = app.bus().proxy("second").wait_for(PATIENCE).unwrap();
     assert_eq!(proxy.pid().wait().unwrap(), new);
+}
+
+fn an_old_process_over_its_memory_limit_is_replaced_and_the_reload_ends() {
+    let mut app = Running::up("served, with a limit");
+    let old = app.pid_of("worker", 0);
+    put(&app.directory, "wait");
+    let control = app.control();
+    let reload = thread::spawn(move || control.reload("worker").wait());
+    app.wait_for("Reloading process `worker`");
+    let first: ActorProxy = app.bus().proxy("first").call_timeout(PATIENCE).wait_for(PATIENCE).unwrap();
+    // It stops once this call has ended, and is still there when the new one is up.
+    let call = thread::spawn({
+        let first = first.clone();
+        move || first.pid_later(1_500).wait()
+    });
+    first.eat(300).wait().unwrap();
+    app.wait_for("MiB of memory, and may have 200: stopping it");
+    std::fs::remove_file(app.directory.join("wait")).unwrap();
+    reload.join().unwrap().unwrap();
+    assert_eq!(call.join().unwrap().unwrap(), old);
+    assert_ne!(app.pid_of("worker", 0), old);
+    app.control().reload("worker").wait().expect("the next one has its turn");
 }
