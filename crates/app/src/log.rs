@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 pub(crate) mod layer;
 pub(crate) mod render;
 
+/// The longest line of a process, in bytes: of what it writes, more is shown as several lines.
+pub(crate) const LINE_MAX: usize = 64 * 1024;
+
 /// One line of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Event {
@@ -39,6 +42,16 @@ impl Event {
             fields: Vec::new(),
         }
     }
+}
+
+/// The text, as far as it has at most `max` bytes.
+pub(crate) fn cut(mut text: String, max: usize) -> String {
+    if text.len() > max {
+        let end = (0..=max).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+    text
 }
 
 fn now_ms() -> u64 {

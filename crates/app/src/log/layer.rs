@@ -16,11 +16,13 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 use tracing_subscriber::registry::LookupSpan;
 
-use super::Event;
+use super::{Event, LINE_MAX, cut};
 use crate::service::chain;
 
 /// The target of the spans that services run in.
 const SPAN_TARGET: &str = "objbus_app::service";
+/// What is shown of the text of an event that is too long, in bytes: each may take six in JSON.
+const TEXT_MAX: usize = LINE_MAX / 8;
 /// The variable that says what is logged.
 const FILTER_VARIABLE: &str = "RUST_LOG";
 
@@ -53,6 +55,13 @@ impl Pipe {
 impl Sink for Pipe {
     fn take(&self, event: &Event) {
         let Ok(mut line) = serde_json::to_vec(event) else { return };
+        if line.len() >= LINE_MAX {
+            let text = cut(event.text.clone(), TEXT_MAX);
+            let Ok(cut) = serde_json::to_vec(&Event { text, fields: Vec::new(), ..event.clone() }) else {
+                return;
+            };
+            line = cut;
+        }
         line.push(b'\n');
         // Nobody reads when the supervisor is gone, and then this process ends too.
         let _ = self.0.lock().write_all(&line);
@@ -272,6 +281,25 @@ mod tests {
         assert!(wrong.is_some());
         assert!(targets.would_enable("mine", &tracing::Level::INFO));
         assert!(!targets.would_enable("mine", &tracing::Level::DEBUG));
+    }
+
+    #[test]
+    fn an_event_that_is_too_long_for_a_line_is_cut_and_says_so() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let pipe = Pipe::new(writer.into());
+        // Each of its characters takes six bytes in JSON.
+        let mut event = Event::new(Level::Warn, "a", "\u{1}".repeat(LINE_MAX));
+        event.service = Some("web".to_owned());
+        event.fields = vec![("long".to_owned(), "é".repeat(LINE_MAX)), ("short".to_owned(), "b".to_owned())];
+        let sends = std::thread::spawn(move || pipe.take(&event));
+        let lines: Vec<String> = BufReader::new(reader).lines().map(Result::unwrap).collect();
+        sends.join().unwrap();
+        let [line] = &lines[..] else { panic!("{} lines", lines.len()) };
+        assert!(line.len() < LINE_MAX);
+        let received: Event = serde_json::from_str(line).unwrap();
+        assert_eq!((received.level, received.service.as_deref()), (Level::Warn, Some("web")));
+        assert!(received.text.starts_with('\u{1}') && received.text.ends_with('…'));
+        assert_eq!(received.fields, []);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use tracing::Instrument as _;
 use super::{End, Host, panic_text};
 use crate::context::{ListenRequest, Place, Scope};
 use crate::control::{MESSAGE_MAX, ToProcess, ToSupervisor};
+use crate::log::cut;
 use crate::service::{AnyStarted, chain};
 
 /// The longest reason of a failure, in bytes: with the rest of its message it stays below the limit of that.
@@ -121,7 +122,7 @@ impl Services {
             }),
             Event::Stopped { service, result } => {
                 self.running.remove(&service);
-                Some(ToSupervisor::Stopped { service, error: result.err().map(cut) })
+                Some(ToSupervisor::Stopped { service, error: result.err().map(|why| cut(why, WHY_MAX)) })
             }
         }
     }
@@ -230,11 +231,12 @@ impl Services {
         let span = scope.span();
         let work = async move {
             scope.withdraw(is_replaced).await;
-            if let Some(started) = started {
-                started.stop().await.map_err(|error| chain(&*error))?;
-            }
+            let stopped = match started {
+                Some(started) => started.stop().await.map_err(|error| chain(&*error)),
+                None => Ok(()),
+            };
             scope.tasks_ended().await;
-            Ok(())
+            stopped
         };
         let limit = self.host.plan.stop_timeout;
         self.watch("stop", limit, work.instrument(span), |result| Event::Stopped { service, result });
@@ -286,15 +288,5 @@ impl Services {
 }
 
 pub(super) fn failed(service: String, why: String) -> ToSupervisor {
-    ToSupervisor::Failed { service, why: cut(why) }
-}
-
-/// The text, as far as it fits into a message.
-fn cut(mut text: String) -> String {
-    if text.len() > WHY_MAX {
-        let end = (0..=WHY_MAX).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
-        text.truncate(end);
-        text.push('…');
-    }
-    text
+    ToSupervisor::Failed { service, why: cut(why, WHY_MAX) }
 }

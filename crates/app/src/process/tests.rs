@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use objbus::Bus;
+use objbus::{Bus, MethodTable};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
@@ -43,6 +43,15 @@ impl Scripted {
                 },
                 "spawn" => drop(ctx.spawn(ctx.stopping())),
                 "endless" => drop(ctx.spawn(std::future::pending::<()>())),
+                "outlast" => {
+                    let (of_task, stopping) = (ctx.clone(), ctx.stopping());
+                    drop(ctx.spawn(async move {
+                        stopping.await;
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                        let table = MethodTable::named("Outlasted").method("nop", || ());
+                        std::mem::forget(of_task.bus().publish("outlasted", table));
+                    }));
+                }
                 "listen" => drop(ctx.listen(ADDRESS).await?),
                 other => return Err(format!("no act `{other}`").into()),
             }
@@ -328,4 +337,12 @@ fn a_reason_is_cut_to_fit_a_message() {
     let reply = services::failed("a".into(), long);
     let length = postcard::to_stdvec(&reply).unwrap().len();
     assert!(length < crate::control::MESSAGE_MAX, "{length}");
+}
+
+#[tokio::test]
+async fn what_was_spawned_is_waited_for_even_if_the_service_fails_to_stop() {
+    let played = Played::new("start:outlast stop:fail").await;
+    assert_eq!(played.start("a").await, started("a"));
+    assert_eq!(failure(played.stop("a").await), "a: as it was told");
+    assert_eq!(played.names(), ["outlasted"]);
 }

@@ -17,11 +17,8 @@ use tokio::sync::mpsc;
 use super::state::Serial;
 use super::{Event, orphans};
 use crate::control::{self, Connection, ROLE_VARIABLE, Role, ToProcess, Welcome};
-use crate::log::{self, Level};
+use crate::log::{self, LINE_MAX, Level};
 use crate::plan::ProcessPlan;
-
-/// A longer line of a process is shown as several.
-const LINE_MAX: u64 = 64 * 1024;
 
 /// Where a process' messages and lines go.
 #[derive(Clone)]
@@ -202,7 +199,7 @@ impl Lines {
 
     /// The next line; `None`: the pipe has ended. Nothing is lost if this is not waited for.
     async fn next(&mut self) -> Option<Vec<u8>> {
-        let room = LINE_MAX - self.line.len() as u64;
+        let room = (LINE_MAX - self.line.len()) as u64;
         // What was there of a line when the pipe ended or broke is the last one.
         let _ = (&mut self.reader).take(room).read_until(b'\n', &mut self.line).await;
         (!self.line.is_empty()).then(|| std::mem::take(&mut self.line))
