@@ -81,7 +81,9 @@ impl Policy {
         if self.hosts.iter().any(|host| host == "*") {
             return None;
         }
-        let exceptions = self.hosts.iter().map(|host| format!(", EXCLUDE {host}"));
+        // The resolver has the addresses of IPv6 without the brackets that they have in URLs.
+        let plain = |host: &String| host.trim_matches(['[', ']']).to_owned();
+        let exceptions = self.hosts.iter().map(|host| format!(", EXCLUDE {}", plain(host)));
         Some(format!("MAP * ~NOTFOUND{}", exceptions.collect::<String>()))
     }
 
@@ -163,7 +165,7 @@ mod tests {
             assert!(refuses(&policy, url), "{url}");
         }
         let rules =
-            "MAP * ~NOTFOUND, EXCLUDE example.org, EXCLUDE *.example.net, EXCLUDE 127.0.0.1, EXCLUDE [::1]";
+            "MAP * ~NOTFOUND, EXCLUDE example.org, EXCLUDE *.example.net, EXCLUDE 127.0.0.1, EXCLUDE ::1";
         assert_eq!(policy.resolver_rules().as_deref(), Some(rules));
     }
 
