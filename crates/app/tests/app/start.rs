@@ -1,6 +1,8 @@
 //! Starting: what is said, in which order services start, and what is wrong before anything has started.
 
 use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::Command;
 
 use objbus_app::{AppState, ProcessState, ServiceState};
 
@@ -15,6 +17,7 @@ crate::tests!(
     a_port_in_use_is_an_error_that_says_what_to_do,
     a_second_application_of_the_name_names_the_first_one_s_process,
     the_example_greets,
+    a_file_overrides_the_code_and_the_environment_the_file,
     a_program_that_a_service_starts_is_no_process_of_the_application,
 );
 
@@ -97,16 +100,39 @@ fn a_program_that_a_service_starts_is_no_process_of_the_application() {
     inner.wait_for("Application start successful");
 }
 
-fn the_example_greets() {
+/// The program of the example, started in this directory.
+fn example(directory: PathBuf, adjust: impl FnOnce(&mut Command) -> &mut Command) -> Running {
     let this = std::env::current_exe().unwrap();
     let example = this.ancestors().nth(2).unwrap().join("examples/hello");
     assert!(example.exists(), "build it first: cargo build -p objbus-app --examples");
-    let mut app = Running::start_program(&example, "", directory(), |command| {
-        command.env("HELLO_GREETER__GREETING", "Moin")
-    });
-    let line = app.wait_for("Moin, process");
+    Running::start_program(&example, "", directory, adjust)
+}
+
+fn the_example_greets() {
+    let mut app = example(directory(), |command| command);
+    let line = app.wait_for("Hello, process");
     assert!(line.contains("[serviceName: visitor, processName: worker]"), "{line}");
     app.wait_for("Application start successful");
     app.signal(rustix::process::Signal::TERM);
     app.ends(0);
+}
+
+fn a_file_overrides_the_code_and_the_environment_the_file() {
+    for (file, variable, greeting) in [
+        (None, None, "Hello"),
+        (Some("Servus"), None, "Servus"),
+        (None, Some("Moin"), "Moin"),
+        (Some("Servus"), Some("Moin"), "Moin"),
+    ] {
+        let directory = directory();
+        if let Some(file) = file {
+            let text = format!("[services.greeter]\ngreeting = {file:?}\n");
+            std::fs::write(directory.join("hello.toml"), text).unwrap();
+        }
+        let mut app = example(directory, |command| match variable {
+            Some(variable) => command.env("HELLO_GREETER__GREETING", variable),
+            None => command,
+        });
+        app.wait_for(&format!("{greeting}, process"));
+    }
 }
