@@ -96,6 +96,18 @@ fn the_readme_shows_blobs_as_the_crates_documentation_does() {
 }
 
 #[test]
+fn the_readme_declares_the_page_snapshot_as_its_crate_does() {
+    let read =
+        |name: &str| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap();
+    let readme = read("README.md");
+    let section =
+        readme.split("\n## Applications\n").nth(1).expect("README.md has a section on applications");
+    let shown = section.split("```").nth(1).and_then(|block| block.strip_prefix("rust\n")).unwrap();
+    let lib = "examples/page-snapshot/src/lib.rs";
+    assert!(read(lib).contains(shown), "{lib} declares another");
+}
+
+#[test]
 fn latency_ends_with_a_figure() {
     let said = said_by(&place(), "latency");
     assert!(said.starts_with("a call ") && said.ends_with(" calls to one echo\n"), "{said}");
