@@ -84,8 +84,8 @@ pub(crate) enum Due {
     Start(Serial, usize, At),
     /// A process should have ended.
     Stop(Serial),
-    /// The process of a slot is to be started again.
-    Restart(usize),
+    /// The process of a slot is to be started again, after having ended so many times.
+    Restart(usize, u32),
 }
 
 /// Runs the application to its end. On the main thread: see [`Instance::launch`].

@@ -301,11 +301,13 @@ impl Supervisor {
             return;
         }
         let restart = self.state.plan.restart;
+        self.state.slots[slot].crashes += 1;
+        let crashes = self.state.slots[slot].crashes;
         let ended = self.state.slots[slot].backoff.ended(&restart, life.born.elapsed(), Instant::now());
         match ended {
             Ok(delay) => {
                 self.journal.say(Level::Warn, format!("{why}; starting it again in {delay:?}"));
-                self.at(delay, Event::Due(Due::Restart(slot)));
+                self.at(delay, Event::Due(Due::Restart(slot, crashes)));
             }
             Err(times) => {
                 let (title, window) = (self.state.title(slot), restart.window);
@@ -330,8 +332,11 @@ impl Supervisor {
                 self.fail(serial, why, has_taken_names);
             }
             Due::Stop(serial) if self.state.lives.contains_key(&serial) => self.stop_is_due(serial),
-            Due::Restart(slot) => self.restart_crashed(slot),
-            Due::Hello(_) | Due::Start(..) | Due::Stop(_) => {}
+            // One that was started by request and has ended again meanwhile has a delay of its own.
+            Due::Restart(slot, crashes) if self.state.slots[slot].crashes == crashes => {
+                self.restart_crashed(slot);
+            }
+            Due::Hello(_) | Due::Start(..) | Due::Stop(_) | Due::Restart(..) => {}
         }
     }
 

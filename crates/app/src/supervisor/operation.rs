@@ -99,7 +99,7 @@ impl Supervisor {
         if operation.stage != Progress::Next {
             return false;
         }
-        let kind = operation.kind;
+        let (kind, is_for_all) = (operation.kind, matches!(operation.asker, Asker::Signal));
         let Some(slot) = operation.slots.pop_front() else {
             self.end_operation(Ok(()));
             return true;
@@ -110,6 +110,8 @@ impl Supervisor {
         };
         match begun {
             Ok(stage) => self.set_stage(stage),
+            // A process that is down comes up anew by itself; the others are to be reloaded all the same.
+            Err(why) if is_for_all => self.journal.say(Level::Warn, why),
             Err(why) => self.end_operation(Err(ControlError::Failed { why })),
         }
         true

@@ -35,6 +35,8 @@ pub(crate) struct Slot {
     /// Who is about to replace that one.
     pub successor: Option<Serial>,
     pub backoff: Backoff,
+    /// How often its process has ended when nobody wanted that.
+    pub crashes: u32,
     pub restarts: u32,
 }
 
@@ -129,6 +131,7 @@ impl State {
                 current: None,
                 successor: None,
                 backoff: Backoff::default(),
+                crashes: 0,
                 restarts: 0,
             })
         });

@@ -67,6 +67,10 @@ pub fn run(name: &str) -> ExitCode {
             .service::<Actor>("fragile", |s| s.config(Act::ExitIfTold).publish()),
         "waits" => app
             .restart(Restart { first_delay: Duration::from_secs(3600), ..Restart::default() })
+            .service::<Actor>("any", |s| s)
+            .service::<Actor>("other", |s| s.process("background")),
+        "hesitates" => app
+            .restart(Restart { first_delay: Duration::from_secs(1), ..Restart::default() })
             .service::<Actor>("any", |s| s),
         "hungry" => app
             .process("patient", |p| p.memory_limit(mib(200)))

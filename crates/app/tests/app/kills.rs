@@ -1,6 +1,6 @@
 //! Processes that die: each role by SIGKILL, crash loops, and memory limits.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use objbus_app::ProcessState;
 use rustix::process::Signal;
@@ -14,6 +14,7 @@ crate::tests!(
     what_a_killed_process_had_started_dies_with_it_and_nothing_else_does,
     a_process_that_ends_is_started_again_and_its_proxies_go_on,
     a_crash_loop_backs_off_and_has_an_end,
+    a_process_that_ends_again_after_a_restart_by_hand_waits_its_own_time,
     a_process_over_its_memory_limit_is_started_again,
     shared_memory_does_not_count_against_the_limit,
 );
@@ -84,6 +85,18 @@ fn a_crash_loop_backs_off_and_has_an_end() {
     assert!(line.contains("exit code 3"), "{line}");
     app.ends(1);
     assert_eq!(app.record().last().unwrap(), "stop steady", "everybody else stops gracefully");
+}
+
+fn a_process_that_ends_again_after_a_restart_by_hand_waits_its_own_time() {
+    let mut app = Running::up("hesitates");
+    kill(app.pid_of("worker", 0), Signal::KILL);
+    app.wait_for("starting it again in 1s");
+    app.control().restart("worker").wait().unwrap();
+    let (ended, worker) = (Instant::now(), app.pid_of("worker", 0));
+    kill(worker, Signal::KILL);
+    app.wait_for("starting it again in 2s");
+    app.wait_for("process `worker` runs");
+    assert!(ended.elapsed() >= Duration::from_secs(2), "by the first end's time: {:?}", ended.elapsed());
 }
 
 fn a_process_over_its_memory_limit_is_started_again() {

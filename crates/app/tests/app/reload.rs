@@ -17,6 +17,7 @@ crate::tests!(
     a_new_process_that_does_not_start_leaves_the_old_one_as_it_was,
     two_processes_share_a_port_and_a_reload_refuses_no_connection,
     a_hang_up_reloads_everything,
+    a_hang_up_reloads_the_others_while_one_is_down,
     a_new_process_that_is_killed_leaves_the_old_one_as_it_was,
     an_old_process_that_is_killed_leaves_its_place_to_the_new_one,
     an_old_process_over_its_memory_limit_is_replaced_and_the_reload_ends,
@@ -120,6 +121,17 @@ fn a_hang_up_reloads_everything() {
     app.wait_for("process `background` runs");
     let after = (app.pid_of("worker", 0), app.pid_of("background", 0));
     assert!(before.0 != after.0 && before.1 != after.1);
+}
+
+fn a_hang_up_reloads_the_others_while_one_is_down() {
+    let mut app = Running::up("waits");
+    let before = app.pid_of("background", 0);
+    kill(app.pid_of("worker", 0), Signal::KILL);
+    app.wait_for("starting it again");
+    app.signal(Signal::HUP);
+    app.wait_for("process `worker` does not run at present");
+    app.wait_for("process `background` runs");
+    assert_ne!(app.pid_of("background", 0), before);
 }
 
 /// Reloads a process, and kills one while the new one starts: the old one, or the new one. Gives the application, the old process,
