@@ -280,9 +280,11 @@ fn times(measured: &[Measured]) {
     let titles =
         ["page", "Chromium", "its base64", "the rest", "without browser", "base64 in JSON", "that is"];
     table::print(titles, &measured.iter().map(row).collect::<Vec<_>>());
-    println!("  the rest: the bus's share of the call, on processors where Chromium still closes the page");
     println!(
-        "  without browser: the whole of a call for the same picture, of a process that just waits as long as {PAUSE:?}"
+        "  the rest: the bus's share of the call, and waiting for a processor, since Chromium goes on for a while"
+    );
+    println!(
+        "  without browser: the whole of a call for the same picture, of a process that sleeps {PAUSE:?} instead (not counted)"
     );
     println!("  base64 in JSON: the same between the same two processes, over a Unix socket");
 }
