@@ -66,12 +66,10 @@ pub fn run(name: &str) -> ExitCode {
             .service::<Actor>("steady", |s| s.process("background"))
             .service::<Actor>("fragile", |s| s.config(Act::ExitIfTold).publish()),
         "waits" => app
-            .restart(Restart { first_delay: Duration::from_secs(3600), ..Restart::default() })
+            .restart(delayed(Duration::from_secs(3600)))
             .service::<Actor>("any", |s| s)
             .service::<Actor>("other", |s| s.process("background")),
-        "hesitates" => app
-            .restart(Restart { first_delay: Duration::from_secs(1), ..Restart::default() })
-            .service::<Actor>("any", |s| s),
+        "hesitates" => app.restart(delayed(Duration::from_secs(1))).service::<Actor>("any", |s| s),
         "hungry" => app
             .process("patient", |p| p.memory_limit(mib(200)))
             .service::<Actor>("eater", |s| s.publish())
@@ -84,6 +82,10 @@ pub fn run(name: &str) -> ExitCode {
         other => panic!("no application `{other}`"),
     };
     app.run()
+}
+
+fn delayed(first_delay: Duration) -> Restart {
+    Restart { first_delay, ..Restart::default() }
 }
 
 fn in_directory(name: &str) -> PathBuf {

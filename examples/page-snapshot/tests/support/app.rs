@@ -141,31 +141,34 @@ impl App {
 
     /// The processes of its Chromium.
     pub fn chromium(&self) -> Vec<Pid> {
-        self.chromium_with("")
+        self.chromium_that(|_| true)
     }
 
     /// Those of them that show pages.
     pub fn renderers(&self) -> Vec<Pid> {
-        self.chromium_with("--type=renderer")
+        self.chromium_that(|command| command.contains("--type=renderer"))
     }
 
-    /// The processes of its Chromium with such a text in their command line. They are known by the home that they were given, or, where
+    /// The processes of its Chromium with such a command line. They are known by the home that they were given, or, where
     /// Chromium has written its own title over that, by their group.
-    fn chromium_with(&self, text: &str) -> Vec<Pid> {
+    fn chromium_that(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<Pid> {
         let home = format!("HOME={}/", self.place.display());
         let all: Vec<Process> = processes().collect();
         let is_at_home =
             |process: &&Process| process.environment.split('\0').any(|text| text.starts_with(&home));
         let groups: Vec<Pid> = all.iter().filter(is_at_home).map(|process| process.group).collect();
         all.into_iter()
-            .filter(|process| groups.contains(&process.group) && process.command.contains(text))
+            .filter(|process| groups.contains(&process.group) && is_wanted(&process.command))
             .map(|process| process.pid)
             .collect()
     }
 
     /// The browser, once there is one.
     pub fn browser(&self) -> Pid {
-        wait_for("a browser", || self.chromium_with("--remote-debugging-pipe").first().copied())
+        // Its own children have that flag as well, and lower numbers where those have begun anew.
+        let is_browser =
+            |command: &str| command.contains("--remote-debugging-pipe") && !command.contains("--type=");
+        wait_for("a browser", || self.chromium_that(is_browser).first().copied())
     }
 
     /// The directories of Chromium's runs.
