@@ -145,7 +145,7 @@ impl Task {
         let Some(left) = context::left_until(self.deadline_ms).filter(|_| !self.one_way) else { return };
         let task = Arc::downgrade(self);
         // The deadline is one of the coarse clock's, which may be a tick late to show it.
-        let at_ns = clock::now_ns() + left.as_nanos() as u64 + *clock::COARSE_TICK_NS;
+        let at_ns = clock::now_ns() + clock::span_ns(left) + *clock::COARSE_TICK_NS;
         let alarm = self.engine.alarm(at_ns, move |_| {
             if let Some(task) = task.upgrade() {
                 task.schedule();
