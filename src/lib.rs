@@ -175,6 +175,7 @@ pub use wire::schema::{NamedType, Primitive, Schemas, Shape, Type, TypeRef};
 #[doc(hidden)]
 pub mod __private {
     pub use crate::object::{AsyncInvocation, Invocation, MethodSpec, index_of};
+    pub use crate::proxy::Extras;
     pub use crate::wire::errors::settle;
     pub use std::convert::Infallible;
     pub use std::result::Result;

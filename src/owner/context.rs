@@ -123,6 +123,12 @@ fn with_frame<R>(frame: *const Frame<'static>, f: impl FnOnce(&Frame<'_>) -> R) 
     unsafe { frame.as_ref() }.map(f)
 }
 
+/// The lane of the call that this thread is serving; `None` outside of methods.
+#[expect(dead_code, reason = "who asks for what goes along with a call comes next")]
+pub(crate) fn current_lane() -> Option<Arc<OwnerLane>> {
+    with_frame(CURRENT.get(), |frame| Arc::clone(frame.lane))
+}
+
 /// Takes back what the request being served gives back, which else waits until its method has run: memory is short.
 #[inline]
 pub(crate) fn take_back_returned() {

@@ -18,6 +18,7 @@ use serde::de::DeserializeOwned;
 
 use super::Absent;
 use super::answer::Answer;
+use super::extras::Extras;
 use super::flight::Flight;
 use super::link::Link;
 use crate::blob::arena::Arena;
@@ -100,6 +101,8 @@ pub(crate) struct Prepared {
     pub spill: Option<Spilled>,
     /// What is lent with it.
     pub blobs: Blobs,
+    /// What else goes along.
+    pub extras: Extras,
     /// `u64::MAX`: none.
     pub timeout_ns: u64,
     pub absent: Absent,
@@ -141,6 +144,7 @@ impl Parts {
             flags: 0,
             spill: None,
             blobs: Blobs::new(),
+            extras: Extras::default(),
             timeout_ns: 0,
             absent: Absent::Fail,
             immediate: false,
@@ -180,6 +184,9 @@ impl Parts {
         }
         if !request.blobs.is_empty() {
             request.blobs.clear();
+        }
+        if !request.extras.is_empty() {
+            request.extras.clear();
         }
         if failure.is_some() {
             *failure = None;
@@ -379,6 +386,11 @@ impl<T: DeserializeOwned + 'static, E: OwnError> Call<T, E> {
         given.clear();
         given.push_str(method);
         call
+    }
+
+    pub(super) fn with(mut self, extras: Extras) -> Call<T, E> {
+        self.raw.parts.request.extras = extras;
+        self
     }
 
     /// Sends the call and blocks until its result is there, or the time-out is over. Connects first if there is no connection, and

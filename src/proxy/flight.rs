@@ -197,8 +197,8 @@ impl Flight {
         slot: usize,
         lane: &Arc<Lane>,
     ) -> Result<Sent, Verdict> {
-        if request.spill.is_some() || !request.blobs.is_empty() {
-            Self::lend(link, request, port, slot, lane)?;
+        if request.spill.is_some() || !request.blobs.is_empty() || !request.extras.is_empty() {
+            Self::attach(link, request, port, slot, lane)?;
         }
         let header = Header {
             key: request.key,
@@ -220,23 +220,26 @@ impl Flight {
         Ok(sent)
     }
 
-    /// Lends what goes with the request; gives the slot back where it cannot.
+    /// Lends what goes with the request, and tells what else does; gives the slot back where it cannot.
     #[cold]
-    fn lend(
+    fn attach(
         link: &Arc<Link>,
         request: &mut Prepared,
         port: &Port,
         slot: usize,
         lane: &Arc<Lane>,
     ) -> Result<(), Verdict> {
-        request.lend(&lane.parcels).map_err(|error| {
-            let verdict = match error {
+        let told = request.extras.attach(lane).map_err(Verdict::Fail);
+        let lent = told.and_then(|()| {
+            if request.spill.is_none() && request.blobs.is_empty() {
+                return Ok(());
+            }
+            request.lend(&lane.parcels).map_err(|error| match error {
                 PackError::NoMemory => Verdict::Fail(CallError::NoMemory { executed: Executed::No }),
                 PackError::Ended => Verdict::unsent(lane.heard_end()),
-            };
-            link.give_back(port, slot);
-            verdict
-        })
+            })
+        });
+        lent.inspect_err(|_| link.give_back(port, slot))
     }
 
     /// Copies the answer out and frees the slot.

@@ -7,6 +7,7 @@
 mod answer;
 mod call;
 mod connect;
+mod extras;
 mod flight;
 mod lane;
 mod link;
@@ -31,6 +32,7 @@ use call::Style;
 
 pub use call::Call;
 pub use connect::Connect;
+pub use extras::Extras;
 pub(crate) use lane::{Lane, Parts as LaneParts};
 pub(crate) use link::{HANDSHAKE_NS, Link};
 
@@ -68,6 +70,18 @@ impl Handle {
         arguments: &A,
     ) -> Call<T, E> {
         Call::new(&self.link, self.keys[index], method, self.style, arguments)
+    }
+
+    /// As [`call`](Self::call), with what goes along with it. For generated code.
+    #[doc(hidden)]
+    pub fn call_with<A: Serialize + ?Sized, T: DeserializeOwned + 'static, E: OwnError>(
+        &self,
+        index: usize,
+        method: &'static str,
+        arguments: &A,
+        extras: Extras,
+    ) -> Call<T, E> {
+        self.call(index, method, arguments).with(extras)
     }
 
     /// The name of the object.

@@ -1,0 +1,49 @@
+//! What goes along with a call beside its arguments: halves of channels, and objects that the owner may call back.
+//!
+//! In the request's body each stands as a number, unique in this process, so that the body does not depend on the lane; what the
+//! number means is told over the lane's socket before the request is published.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::lane::Lane;
+use crate::error::BusError;
+
+/// One thing that goes along with a call. Dropped with it.
+pub(crate) trait Extra: Send + Sync {
+    /// Tells the owner at the other end of `lane`. Called before the request is published there: once more where it is sent to a
+    /// successor instead, since the former owner did not begin it.
+    fn attach(&mut self, lane: &Arc<Lane>) -> Result<(), BusError>;
+}
+
+/// What goes along with one call; nothing, for most. For generated code.
+#[derive(Default)]
+pub struct Extras(Vec<Box<dyn Extra>>);
+
+impl Extras {
+    #[inline(always)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    #[expect(dead_code, reason = "what goes along comes next")]
+    pub(crate) fn push(&mut self, extra: impl Extra + 'static) {
+        self.0.push(Box::new(extra));
+    }
+
+    #[cold]
+    pub(super) fn attach(&mut self, lane: &Arc<Lane>) -> Result<(), BusError> {
+        self.0.iter_mut().try_for_each(|extra| extra.attach(lane))
+    }
+
+    #[cold]
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+impl fmt::Debug for Extras {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Extras({})", self.0.len())
+    }
+}
