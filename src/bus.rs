@@ -30,6 +30,7 @@ mod connect;
 mod memory;
 mod waiting;
 
+pub(crate) use connect::system;
 use waiting::Waiting;
 
 /// How long a call may take unless its proxy or the call itself says otherwise.

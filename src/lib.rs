@@ -168,14 +168,14 @@ pub use wire::describe::{Description, MethodDescription};
 #[cfg(not(loom))]
 pub use wire::errors::{MethodResult, OwnError, WireError};
 #[cfg(not(loom))]
-pub use wire::schema::{NamedType, Primitive, Schemas, Shape, Type, TypeRef};
+pub use wire::schema::{MethodShape, NamedType, Primitive, Schemas, Shape, Type, TypeRef};
 
 /// What the macros' code uses and nobody else should.
 #[cfg(not(loom))]
 #[doc(hidden)]
 pub mod __private {
-    pub use crate::object::{AsyncInvocation, Invocation, MethodSpec, index_of};
-    pub use crate::proxy::Extras;
+    pub use crate::object::{AsyncInvocation, Invocation, MethodSpec, callback_schema, index_of};
+    pub use crate::proxy::{CalledBack, Extras};
     pub use crate::wire::errors::settle;
     pub use std::convert::Infallible;
     pub use std::result::Result;

@@ -16,7 +16,7 @@ pub(crate) use invocation::RequestBody;
 pub use invocation::{AsyncInvocation, Completed, Invocation, Refusal};
 pub use pool::PooledFuture;
 pub(crate) use table::Handler;
-pub use table::{MethodSpec, MethodTable, index_of};
+pub use table::{MethodSpec, MethodTable, callback_schema, index_of};
 
 #[cfg(test)]
 mod allocations;
@@ -65,6 +65,12 @@ impl Object for MethodTable {
 pub trait Proxy: Sized {
     /// The methods that the proxy calls, in the order of their indices.
     fn interface() -> Interface;
+
+    /// The same as the macro has it: the name of the type, and its methods.
+    #[doc(hidden)]
+    fn methods() -> (&'static str, &'static [MethodSpec]) {
+        ("", &[])
+    }
 
     /// A proxy that calls through `handle`.
     fn from_handle(handle: Handle) -> Self;

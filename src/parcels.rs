@@ -45,6 +45,12 @@ pub(crate) const SEGMENT: u8 = 2;
 pub(crate) const DROPPED: u8 = 3;
 /// The sender makes (or takes) no calls any more, but still holds what the receiver lent.
 pub(crate) const LEFT: u8 = 4;
+/// The caller's objects can be called back: one end of a socket, whose other end is the caller's.
+pub(crate) const CALLBACKS: u8 = 9;
+/// An object of the caller's that the owner has dropped, having kept it: its number (u32).
+pub(crate) const CALLBACK_DROPPED: u8 = 10;
+/// An object of the caller's that the owner keeps beyond the call it was given for: its number (u32).
+pub(crate) const CALLBACK_KEPT: u8 = 12;
 /// The longest of them, in bytes.
 pub(crate) const MESSAGE_MAX: usize = 13;
 /// Messages read in one go. A peer that sends as fast as we read would keep its reader for ever.
@@ -77,6 +83,17 @@ pub(crate) trait Resident: Send + Sync {
     fn woken(&self);
     /// The peer sent what no honest one does.
     fn violated(&self);
+    /// The peer's own objects can be called back through `socket`. `false`: no honest peer says so. Must not run code of the
+    /// user's.
+    fn callbacks(&self, socket: Foreign) -> bool {
+        drop(socket);
+        false
+    }
+    /// The peer keeps an object of ours, or does no more. `false` and what must not be: as above.
+    fn callback_told(&self, number: u32, is_kept: bool) -> bool {
+        let _none_was_given = (number, is_kept);
+        false
+    }
     /// The peer makes (or takes) no calls any more.
     fn peer_left(self: Arc<Self>, engine: &'static Engine);
     /// The peer's process is dead, and all it sent is read.
@@ -294,6 +311,34 @@ impl Parcels {
         self.loans.end().into_iter().for_each(|lent| self.regain(lent));
     }
 
+    /// Tells the caller what becomes of an object of its. That one is dropped, it learns some time.
+    pub fn tell_callback(&self, number: u32, is_kept: bool) {
+        let mut message = [if is_kept { CALLBACK_KEPT } else { CALLBACK_DROPPED }; 5];
+        message[1..].copy_from_slice(&number.to_le_bytes());
+        let is_over = self.is_over.load(Ordering::SeqCst);
+        if !is_over && socket::send(&self.socket, &message, &[]) == Err(Errno::AGAIN) && !is_kept {
+            let this = Weak::clone(&self.this);
+            self.engine.alarm(clock::now_ns() + REST_NS, move |_| {
+                if let Some(this) = this.upgrade() {
+                    this.tell_callback(number, is_kept);
+                }
+            });
+        }
+    }
+
+    /// Reads what the peer has said by now, and acts on it.
+    #[cold]
+    pub fn hear(&self) {
+        // What is not found by then was sent too late, if at all.
+        for _ in 0..TURNS_MAX {
+            let news = self.read_socket();
+            self.act(news);
+            if !news.more {
+                break;
+            }
+        }
+    }
+
     /// Reads what the peer has sent: everything, unless it is more than a turn's worth.
     fn read_socket(&self) -> News {
         let _reading = self.reading.lock();
@@ -346,6 +391,15 @@ impl Parcels {
             (Some(&DROPPED), 5, None) => number(1..5)
                 .filter(|&id| self.incoming.remove(id) || self.lost.load(Ordering::Relaxed))
                 .map(|id| self.close_view(id)),
+            (Some(&CALLBACKS), 1, Some(socket)) => {
+                self.resident().is_none_or(|resident| resident.callbacks(socket)).then_some(())
+            }
+            (Some(what @ &(CALLBACK_KEPT | CALLBACK_DROPPED)), 5, None) => number(1..5)
+                .filter(|&number| {
+                    let is_kept = *what == CALLBACK_KEPT;
+                    self.resident().is_none_or(|resident| resident.callback_told(number, is_kept))
+                })
+                .map(drop),
             _ => None,
         };
         understood.is_some()
@@ -440,13 +494,7 @@ impl Mourner for Parcels {
     fn peer_died(self: Arc<Self>, engine: &'static Engine) {
         // What it sent before it died is read first: a response may refer to it. No more than a socket holds: a forked child
         // of a hostile one goes on sending.
-        for _ in 0..TURNS_MAX {
-            let news = self.read_socket();
-            self.act(news);
-            if !news.more {
-                break;
-            }
-        }
+        self.hear();
         if let Some(resident) = self.resident() {
             resident.peer_died(engine);
         }

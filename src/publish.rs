@@ -1,6 +1,5 @@
 //! Publishing an object: the builder, and the guard that keeps it published.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -49,14 +48,7 @@ pub struct Publication {
 impl Publication {
     pub(crate) fn new(bus: Bus, name: &str, table: MethodTable) -> Publication {
         let limits = bus.0.limits().clone();
-        let rules = Rules {
-            workers: usize::MAX,
-            access: Access::everyone(),
-            method_access: HashMap::new(),
-            limits,
-            on_panic: PanicPolicy::Continue,
-        };
-        Publication { bus, name: name.to_owned(), table, rules, replaces: false }
+        Publication { bus, name: name.to_owned(), table, rules: Rules::plain(limits), replaces: false }
     }
 
     /// How many calls of the object run at once; as many as the process has workers by default. With 1, a call that would
@@ -126,6 +118,7 @@ impl Publication {
             rules: self.rules,
             bus: Arc::downgrade(&inner),
             engine: engine().map_err(system)?,
+            exports: None,
         }));
         let listener = Listener::new(Arc::clone(&hosted), bound).map_err(system)?;
         inner.add_listener(&name, &listener, self.replaces)?;

@@ -1,6 +1,6 @@
 //! The caller's half of the handshake.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use crate::sys::clock;
 use crate::sys::closer::Foreign;
 use crate::sys::eventfd::Doorbell;
 use crate::sys::fd::Fd;
-use crate::sys::memfd::{self, BadSegment};
+use crate::sys::memfd::{self, BadSegment, Mapping};
 use crate::sys::socket::{self, OVERFLOW_UID};
 
 /// Owners met in one attempt to connect, each of which was just leaving; more is a name that is not to be had.
@@ -66,22 +66,59 @@ impl BusInner {
         }
         drop(request_fd);
         let (welcome, fds) = self.await_welcome(&socket, &peer, &link.name, deadline_ns)?;
+        let lane = self.make_lane(link, socket, &peer, request, (welcome, fds))?;
+        lane.watch().map_err(system("watching the connection"))?;
+        Ok(lane)
+    }
+
+    /// The same with a caller of this process' objects, to call objects of its in turn: it has put its part of the lane into the
+    /// socket before it sent the other end, so that nothing is waited for.
+    pub fn meet_back(
+        self: &Arc<Self>,
+        link: &Arc<Link>,
+        end: Foreign,
+        caller: &Arc<Peer>,
+    ) -> Result<Arc<Lane>, ConnectError> {
+        let doing = system("taking the lane for callbacks");
+        let received = await_message(&end, 0).map_err(&doing)?;
+        let Some((Ok(Message::Welcome(welcome)), fds)) = received else {
+            return Err(ConnectError::System {
+                reason: "the caller does not speak this protocol".to_owned(),
+            });
+        };
+        let (request, request_fd) =
+            memfd::create_sealed("objbus-request", size_of::<RequestMemory>()).map_err(&doing)?;
+        let hello = Message::Hello(Hello { layout: LAYOUT, features: FEATURES, clock_ns: clock::now_ns() });
+        let socket = Fd::from(OwnedFd::from(end));
+        let lane = self.make_lane(link, socket, caller, request, (welcome, fds))?;
+        // The caller's end is watched before it can be lent anything.
+        lane.watch().map_err(&doing)?;
+        socket::send(&lane.parcels.socket, &hello.encode(), &[request_fd.as_fd()]).map_err(&doing)?;
+        Ok(lane)
+    }
+
+    fn make_lane(
+        self: &Arc<Self>,
+        link: &Arc<Link>,
+        socket: Fd,
+        peer: &Arc<Peer>,
+        request: Mapping,
+        (welcome, fds): (Welcome, Vec<Foreign>),
+    ) -> Result<Arc<Lane>, ConnectError> {
         let (response, doorbell) = receive_memory(fds)?;
         // SAFETY: both mappings have the sizes of the types, are page-aligned, and the lane keeps them as long as the ring.
         let ring = unsafe { CallerRing::new(request.ptr().cast(), response.ptr().cast()) };
-        let lane = Lane::new(LaneParts {
+        Ok(Lane::new(LaneParts {
             ring,
-            parcels: self.parcels(Side::Caller, socket, &peer, [request, response]),
+            parcels: self.parcels(Side::Caller, socket, peer, [request, response]),
             doorbell,
-            peer,
+            peer: Arc::clone(peer),
             engine: self.engine,
             keys: welcome.keys.into_iter().collect(),
             owner_ahead_ms: welcome.owner_ahead_ms,
             link: Arc::downgrade(link),
             spins: self.spins(),
-        });
-        lane.watch().map_err(system("watching the connection"))?;
-        Ok(lane)
+        }))
     }
 
     /// A connection to whoever listens to `name`.
@@ -180,7 +217,7 @@ impl BusInner {
 type Received = (Result<Message, Unreadable>, Vec<Foreign>);
 
 /// The peer's next message; `None`: it closed without one.
-fn await_message(socket: &Fd, deadline_ns: u64) -> Result<Option<Received>, Errno> {
+fn await_message(socket: &impl AsFd, deadline_ns: u64) -> Result<Option<Received>, Errno> {
     let mut bytes = vec![0; MESSAGE_MAX];
     loop {
         match socket::recv(socket, &mut bytes, 2) {
@@ -195,7 +232,7 @@ fn await_message(socket: &Fd, deadline_ns: u64) -> Result<Option<Received>, Errn
     }
 }
 
-fn wait_readable(socket: &Fd, deadline_ns: u64) -> Result<(), Errno> {
+fn wait_readable(socket: &impl AsFd, deadline_ns: u64) -> Result<(), Errno> {
     let left = deadline_ns.saturating_sub(clock::now_ns());
     if left == 0 {
         return Err(Errno::TIMEDOUT);
@@ -207,7 +244,7 @@ fn wait_readable(socket: &Fd, deadline_ns: u64) -> Result<(), Errno> {
     }
 }
 
-fn receive_memory(fds: Vec<Foreign>) -> Result<(memfd::Mapping, Doorbell), ConnectError> {
+fn receive_memory(fds: Vec<Foreign>) -> Result<(Mapping, Doorbell), ConnectError> {
     let bad = |reason| ConnectError::BadSegment { reason };
     let [response, bell] =
         <[Foreign; 2]>::try_from(fds).map_err(|_| bad("it did not pass what was agreed on"))?;
@@ -220,7 +257,7 @@ fn receive_memory(fds: Vec<Foreign>) -> Result<(memfd::Mapping, Doorbell), Conne
 }
 
 /// An error of the system, as an error of connecting.
-fn system(doing: &'static str) -> impl Fn(Errno) -> ConnectError {
+pub(crate) fn system(doing: &'static str) -> impl Fn(Errno) -> ConnectError {
     move |errno| match errno {
         Errno::MFILE | Errno::NFILE | Errno::TOOMANYREFS => ConnectError::NoFds,
         Errno::NOMEM | Errno::NOSPC | Errno::NOBUFS => ConnectError::NoMemory,

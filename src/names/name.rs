@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::owner::exports::NAME;
+
 /// The longest name, in bytes.
 const MAX_LEN: usize = 100;
 
@@ -26,6 +28,11 @@ impl Name {
             return Err("it starts with a dot");
         }
         Ok(Name(name.into()))
+    }
+
+    /// What the objects that come along with calls have instead of a name.
+    pub(crate) fn callbacks() -> Name {
+        Name(NAME.into())
     }
 
     /// The name as text.

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use super::invocation::{AsyncInvocation, Completed, Concluded, Invocation};
 use super::pool::{FuturePool, PooledFuture};
+use crate::object::Proxy;
 use crate::wire::describe::{Description, MethodDescription};
 use crate::wire::key::method_key;
-use crate::wire::schema::{Schemas, TypeRef};
+use crate::wire::schema::{MethodShape, Schemas, Shape, TypeRef};
 
 /// The most methods that an object may have: what a handshake has to list stays bounded.
 pub(crate) const MOST_METHODS: usize = 1 << 16;
@@ -45,6 +46,24 @@ impl MethodSpec {
         signature.is_async = self.is_async;
         signature
     }
+
+    fn shape(&self, types: &mut Schemas) -> MethodShape {
+        MethodShape {
+            name: self.name.to_owned(),
+            arguments: self.arguments.iter().map(|(name, of)| ((*name).to_owned(), of(types))).collect(),
+            result: (self.result)(types),
+            error: (self.error)(types),
+        }
+    }
+}
+
+/// The schema of an argument that is an object of the caller's, called back through `P`; there need not be one if it is `OPTIONAL`.
+pub fn callback_schema<P: Proxy, const OPTIONAL: bool>(types: &mut Schemas) -> TypeRef {
+    let (name, methods) = P::methods();
+    let object = types.named::<P>(name, |types| {
+        Shape::Interface(methods.iter().map(|method| method.shape(types)).collect())
+    });
+    if OPTIONAL { TypeRef::Option(Box::new(object)) } else { object }
 }
 
 /// Where the method `name` stands in `methods`.

@@ -124,7 +124,6 @@ fn with_frame<R>(frame: *const Frame<'static>, f: impl FnOnce(&Frame<'_>) -> R) 
 }
 
 /// The lane of the call that this thread is serving; `None` outside of methods.
-#[expect(dead_code, reason = "who asks for what goes along with a call comes next")]
 pub(crate) fn current_lane() -> Option<Arc<OwnerLane>> {
     with_frame(CURRENT.get(), |frame| Arc::clone(frame.lane))
 }

@@ -10,7 +10,8 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 
 use super::context::{self, Frame, Served, Source};
-use super::hosted::{Hosted, MethodState};
+use super::exports::Asked;
+use super::hosted::{Hosted, MethodState, Runnable};
 use super::lane::OwnerLane;
 use super::permits::Queued;
 use super::pool::Worker;
@@ -18,7 +19,9 @@ use super::respond::{Response, Stage, publish, publish_output, status_of};
 use super::task::Task;
 use crate::blob::limit::{Charge, NoMemory};
 use crate::error::Executed;
-use crate::object::{AsyncInvocation, Completed, Handler, Invocation, PooledFuture, RequestBody};
+use crate::object::{
+    AsyncInvocation, Completed, Handler, Invocation, MethodTable, PooledFuture, RequestBody,
+};
 use crate::parcels::{Opened, UnpackError};
 use crate::ring::layout::{NO_CPU, RESPONSE_BODY, RequestMeta, ResponseMeta};
 use crate::ring::owner::Request;
@@ -46,8 +49,11 @@ pub(crate) fn serve(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Reques
 #[inline(always)]
 fn serve_admitted(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request) {
     match admit(worker, lane, request) {
-        Ok(index) if !lane.object.permits.is_limited() => run(worker, lane, request, index),
+        Ok(index) if !lane.object.permits.is_limited() => {
+            run(worker, lane, request, lane.object.method(index));
+        }
         Ok(index) => serve_limited(worker, lane, request, index),
+        Err(Refused::UnknownKey) if lane.object.exports.is_some() => serve_export(worker, lane, request),
         Err(refused) => refuse(worker, lane, request, refused),
     }
 }
@@ -66,13 +72,19 @@ fn admit(worker: &Worker, lane: &OwnerLane, request: &Request) -> Result<usize, 
     if lane.denied.as_ref().is_some_and(|denied| denied[index]) {
         return Err(Refused::PermissionDenied);
     }
+    admit_now(worker, request).map(|()| index)
+}
+
+/// Whether a request may run as far as that has nothing to do with its method.
+#[inline(always)]
+fn admit_now(worker: &Worker, request: &Request) -> Result<(), Refused> {
     if request.is_excess {
         return Err(Refused::Overloaded);
     }
     if worker.came_late && is_expired(request) {
         return Err(Refused::DeadlineExceeded);
     }
-    Ok(index)
+    Ok(())
 }
 
 /// Whether the caller has stopped waiting, by the clock. Asked only where the request may have lain for a while.
@@ -80,6 +92,19 @@ fn admit(worker: &Worker, lane: &OwnerLane, request: &Request) -> Result<usize, 
 fn is_expired(request: &Request) -> bool {
     let deadline_ms = request.deadline_ms;
     deadline_ms != 0 && (deadline_ms.wrapping_sub(clock::now_ms()) as i32) < 0
+}
+
+/// As [`serve_admitted`], for a method of one of a caller's objects.
+#[inline(never)]
+fn serve_export(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request) {
+    let found = lane.object.exports.as_ref().and_then(|exports| exports.find(request.key));
+    // One that was given for a call that is over, or was dropped.
+    let Some((export, asked)) = found else { return refuse(worker, lane, request, Refused::Unpublished) };
+    match (admit_now(worker, request), asked) {
+        (Ok(()), Asked::Method(index)) => run(worker, lane, request, export.method(index)),
+        (Ok(()), Asked::Description) => describe(worker, lane, request, export.table()),
+        (Err(refused), _) => refuse(worker, lane, request, refused),
+    }
 }
 
 /// As [`run`], for an object that serves only so many calls at once.
@@ -90,7 +115,7 @@ fn serve_limited(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, 
         return refuse(worker, lane, request, Refused::WouldDeadlock);
     }
     if permits.try_take() {
-        return run(worker, lane, request, index);
+        return run(worker, lane, request, lane.object.method(index));
     }
     lane.take_back_returned(request);
     let queued = Queued { lane: Arc::clone(lane), request: Box::new(request.clone()) };
@@ -111,7 +136,7 @@ fn serve_limited(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, 
 pub(crate) fn serve_queued(worker: &mut Worker, Queued { lane, request }: Queued) {
     worker.came_late = true;
     match admit(worker, &lane, &request) {
-        Ok(index) => run(worker, &lane, &request, index),
+        Ok(index) => run(worker, &lane, &request, lane.object.method(index)),
         Err(refused) => {
             refuse(worker, &lane, &request, refused);
             give_back(&lane.object);
@@ -136,7 +161,7 @@ fn give_back_limited(object: &Hosted) {
 }
 
 #[inline(always)]
-fn run(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, index: usize) {
+fn run(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, method: Runnable<'_>) {
     let one_way = request.meta.has(RequestMeta::ONE_WAY);
     if one_way {
         lane.object.begin_background();
@@ -160,11 +185,11 @@ fn run(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, index: usi
         None => (request.body(), Lent::default()),
         Some((opened, _)) => (opened.body.as_deref().unwrap_or(request.body()), opened.lent()),
     };
-    let clock = Stopwatch::start(worker, lane, request, index);
-    match &lane.object.table.methods()[index].handler {
+    let clock = Stopwatch::start(worker, lane, request, method.state);
+    match method.handler {
         Handler::Plain(handler) => {
             let mut stage = Stage::new();
-            let is_staged = lane.object.methods[index].lends.load(Ordering::Relaxed) && !one_way;
+            let is_staged = method.state.lends.load(Ordering::Relaxed) && !one_way;
             let mut output = if is_staged { stage.output(lane) } else { output_for(lane, request, one_way) };
             let concluded = {
                 let frame = frame_of(lane, request, one_way);
@@ -179,7 +204,7 @@ fn run(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, index: usi
                     answer_in_place(worker, lane, request, &output);
                     output.end_plain();
                 }
-                Ok(Ok(())) if !one_way => answer_lending(worker, lane, request, index, &mut output),
+                Ok(Ok(())) if !one_way => answer_lending(worker, lane, request, method.state, &mut output),
                 Ok(concluded) => {
                     finish(worker, lane, request, Response::completed(Completed { output, concluded }));
                 }
@@ -191,7 +216,7 @@ fn run(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, index: usi
             let body = opened.body.map_or_else(|| RequestBody::copy_of(request.body()), RequestBody::Large);
             let output = output_for(lane, request, one_way);
             let call = AsyncInvocation::new(body, opened.blobs, output, lane.object.budget);
-            run_async(worker, lane, request, (one_way, clock, charge), || handler(call));
+            run_async(worker, lane, request, method, (one_way, clock, charge), || handler(call));
         }
     }
 }
@@ -207,11 +232,10 @@ impl<'a> Stopwatch<'a> {
     #[inline(always)]
     fn start(
         worker: &mut Worker,
-        lane: &'a Arc<OwnerLane>,
+        lane: &Arc<OwnerLane>,
         request: &Request,
-        index: usize,
+        state: &'a MethodState,
     ) -> Stopwatch<'a> {
-        let state = &lane.object.methods[index];
         let is_short = state.short.load(Ordering::Relaxed);
         if !is_short {
             // It may wait for a thread that waits for that very memory.
@@ -236,12 +260,13 @@ fn run_async(
     worker: &mut Worker,
     lane: &Arc<OwnerLane>,
     request: &Request,
+    method: Runnable<'_>,
     (one_way, clock, charge): (bool, Stopwatch<'_>, Option<Charge>),
     start: impl FnOnce() -> PooledFuture,
 ) {
     let frame = frame_of(lane, request, one_way);
     #[cfg(feature = "tokio")]
-    let _entered = lane.object.runtime.as_ref().map(tokio::runtime::Handle::enter);
+    let _entered = method.runtime.map(tokio::runtime::Handle::enter);
     let first = context::enter(&frame, || {
         catch_unwind(AssertUnwindSafe(|| {
             let mut future = start();
@@ -254,7 +279,13 @@ fn run_async(
     });
     clock.stop();
     match first {
-        Ok(Err(future)) => Task::start(frame.to_served(), future, lane.object.permits.is_limited(), charge),
+        Ok(Err(future)) => Task::start(
+            frame.to_served(),
+            future,
+            #[cfg(feature = "tokio")]
+            method.runtime,
+            charge,
+        ),
         Ok(Ok(completed)) => {
             drop(charge);
             match completed {
@@ -292,10 +323,10 @@ fn answer_lending(
     worker: &mut Worker,
     lane: &OwnerLane,
     request: &Request,
-    index: usize,
+    state: &MethodState,
     output: &mut Output,
 ) {
-    let (lends, now) = (&lane.object.methods[index].lends, output.blob_count() != 0);
+    let (lends, now) = (&state.lends, output.blob_count() != 0);
     if lends.load(Ordering::Relaxed) != now {
         lends.store(now, Ordering::Relaxed);
     }
@@ -389,16 +420,16 @@ fn refuse(worker: &mut Worker, lane: &OwnerLane, request: &Request, refused: Ref
         return answer_taken(worker, lane, request);
     }
     if matches!(refused, Refused::UnknownKey) && request.key == DESCRIBE_KEY {
-        return describe(worker, lane, request);
+        return describe(worker, lane, request, &lane.object.table);
     }
     publish(lane, request.slot(), request.wanted, Response::refused(refused));
     worker.note_answer(request.slot());
 }
 
 /// Answers with the object's description.
-fn describe(worker: &mut Worker, lane: &OwnerLane, request: &Request) {
+fn describe(worker: &mut Worker, lane: &OwnerLane, request: &Request, table: &MethodTable) {
     let mut output = output_for(lane, request, false);
-    let encoded = output.encode(&lane.object.table.description());
+    let encoded = output.encode(&table.description());
     let concluded = encoded.map_err(Box::from);
     publish(lane, request.slot(), request.wanted, Response::completed(Completed { output, concluded }));
     worker.note_answer(request.slot());

@@ -8,13 +8,14 @@ use std::task::Waker;
 use parking_lot::Mutex;
 
 use super::dispatch;
+use super::exports::ExportTable;
 use super::lane::OwnerLane;
 use super::permits::Permits;
 use super::task::Task;
 use crate::access::Access;
 use crate::bus::BusInner;
 use crate::engine::Engine;
-use crate::object::MethodTable;
+use crate::object::{Handler, MethodTable};
 use crate::panics::contain;
 use crate::parcels::Parcels;
 use crate::park::wake_all;
@@ -105,12 +106,43 @@ pub(crate) struct Rules {
     pub on_panic: PanicPolicy,
 }
 
+impl Rules {
+    /// For everyone, within `limits`.
+    pub fn plain(limits: Limits) -> Rules {
+        Rules {
+            workers: usize::MAX,
+            access: Access::everyone(),
+            method_access: HashMap::new(),
+            limits,
+            on_panic: PanicPolicy::Continue,
+        }
+    }
+}
+
 /// Facts about one method that change while it serves.
 pub(crate) struct MethodState {
     /// Its last measured run took no longer than a few microseconds, so it may run without handing lanes over.
     pub short: AtomicBool,
     /// Its last result lent something, so the next is encoded aside: see [`Stage`](super::respond::Stage).
     pub lends: AtomicBool,
+}
+
+impl MethodState {
+    /// Of each method, before its first run.
+    pub fn of(table: &MethodTable) -> Box<[MethodState]> {
+        let fresh = || MethodState { short: AtomicBool::new(false), lends: AtomicBool::new(false) };
+        table.methods().iter().map(|_| fresh()).collect()
+    }
+}
+
+/// A method that is about to run.
+#[derive(Clone, Copy)]
+pub(crate) struct Runnable<'a> {
+    pub handler: &'a Handler,
+    pub state: &'a MethodState,
+    /// Where it goes on if it is async and pending; `None`: on the pool.
+    #[cfg(feature = "tokio")]
+    pub runtime: Option<&'a tokio::runtime::Handle>,
 }
 
 pub(crate) struct Hosted {
@@ -126,6 +158,8 @@ pub(crate) struct Hosted {
     #[cfg(feature = "tokio")]
     pub runtime: Option<tokio::runtime::Handle>,
     pub engine: &'static Engine,
+    /// What callers' objects have instead of a table of their own.
+    pub exports: Option<ExportTable>,
     closing: AtomicU32,
     poison: OnceLock<String>,
     lanes: Mutex<HashMap<u64, Arc<OwnerLane>>>,
@@ -147,6 +181,7 @@ pub(crate) struct Parts {
     pub rules: Rules,
     pub bus: Weak<BusInner>,
     pub engine: &'static Engine,
+    pub exports: Option<ExportTable>,
 }
 
 impl Hosted {
@@ -154,15 +189,10 @@ impl Hosted {
         // A body beyond what a caller may have in flight would be told to come again later, for ever.
         let limits = &mut parts.rules.limits;
         limits.body_bytes = limits.body_bytes.min(limits.in_flight_bytes);
-        let methods = parts
-            .table
-            .methods()
-            .iter()
-            .map(|_| MethodState { short: AtomicBool::new(false), lends: AtomicBool::new(false) });
         Hosted {
             id: fresh_id(),
             name: parts.name,
-            methods: methods.collect(),
+            methods: MethodState::of(&parts.table),
             table: parts.table,
             budget: parts.rules.limits.budget(),
             permits: Permits::new(parts.rules.workers),
@@ -171,6 +201,7 @@ impl Hosted {
             #[cfg(feature = "tokio")]
             runtime: tokio::runtime::Handle::try_current().ok(),
             engine: parts.engine,
+            exports: parts.exports,
             closing: AtomicU32::new(OPEN),
             poison: OnceLock::new(),
             lanes: Mutex::default(),
@@ -184,6 +215,17 @@ impl Hosted {
 
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The `index`th method of the table.
+    #[inline(always)]
+    pub fn method(&self, index: usize) -> Runnable<'_> {
+        Runnable {
+            handler: &self.table.methods()[index].handler,
+            state: &self.methods[index],
+            #[cfg(feature = "tokio")]
+            runtime: self.runtime.as_ref(),
+        }
     }
 
     /// Whether the object is being withdrawn or was taken over.

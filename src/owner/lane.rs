@@ -9,8 +9,10 @@ use crate::blob::supply::Reclaim;
 use crate::engine::Engine;
 use crate::parcels::{Parcels, Resident};
 use crate::peer::Peer;
+use crate::proxy::WayBack;
 use crate::ring::layout::{AWAKE, CLOSING, ON_FUTEX, OPEN, REPLACED, ResponseMeta, SLOTS};
 use crate::ring::owner::{OwnerRing, Request, Take};
+use crate::sys::closer::Foreign;
 use crate::sys::eventfd::Doorbell;
 
 /// The caller is there.
@@ -32,6 +34,8 @@ pub(crate) struct OwnerLane {
     pub doorbell: Doorbell,
     /// Per method, whether this caller may not call it; `None`: it may call all.
     pub denied: Option<Box<[bool]>>,
+    /// Where the caller's own objects are called back.
+    pub way_back: WayBack,
     /// The last answer had to wake its caller, who needs a while to come back.
     pub woke_caller: AtomicBool,
     /// Rings in a row without a request.
@@ -64,6 +68,7 @@ impl OwnerLane {
             peer: parts.peer,
             doorbell: parts.doorbell,
             denied: parts.denied,
+            way_back: WayBack::default(),
             woke_caller: AtomicBool::new(false),
             empty_rings: AtomicU32::new(0),
             bell_token: parts.bell_token,
@@ -249,6 +254,7 @@ impl OwnerLane {
     pub fn disconnect(&self, engine: &'static Engine) {
         self.state.store(CLOSED, Ordering::Release);
         engine.pool.remove_lane(self);
+        self.way_back.end();
         self.parcels.end_calls();
     }
 
@@ -267,6 +273,10 @@ impl Resident for OwnerLane {
 
     fn violated(&self) {
         self.violate();
+    }
+
+    fn callbacks(&self, socket: Foreign) -> bool {
+        self.way_back.offer(socket)
     }
 
     fn peer_left(self: Arc<Self>, engine: &'static Engine) {

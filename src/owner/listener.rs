@@ -354,7 +354,7 @@ impl HalfOpen {
             Err(refusal) => return Err((socket, refusal)),
         };
         let bell = doorbell.as_fd().try_clone_to_owned();
-        let lane = self.assemble(engine, &bus, socket, (request, response), doorbell, peer);
+        let lane = assemble(hosted, &bus, socket, [request, response], doorbell, peer);
         let welcome = Message::Welcome(Welcome {
             features: FEATURES & hello.features,
             owner_ahead_ms: ahead_ms(clock::now_ns(), hello.clock_ns),
@@ -377,38 +377,34 @@ impl HalfOpen {
         }
         Ok(())
     }
-
-    fn assemble(
-        &self,
-        engine: &'static Engine,
-        bus: &Arc<BusInner>,
-        socket: Fd,
-        (request, response): (Mapping, Mapping),
-        doorbell: Doorbell,
-        peer: Arc<Peer>,
-    ) -> Arc<OwnerLane> {
-        let hosted = &self.listener.hosted;
-        let groups = if hosted.asks_for_groups() {
-            socket::peer_groups(&socket).unwrap_or_default()
-        } else {
-            Vec::new()
-        };
-        // SAFETY: both mappings have the sizes of the types, are page-aligned and zeroed where nobody wrote, and the lane
-        // keeps them as long as the ring.
-        let ring = unsafe { OwnerRing::new(request.ptr().cast::<RequestMemory>(), response.ptr().cast()) };
-        Arc::new(OwnerLane::new(Parts {
-            ring,
-            parcels: bus.parcels(Side::Owner, socket, &peer, [request, response]),
-            object: Arc::clone(hosted),
-            denied: hosted.denied_methods(&peer.credentials, &groups),
-            peer,
-            doorbell,
-            bell_token: engine.pool.fresh_token(),
-        }))
-    }
 }
 
-fn receive_request(mut fds: Vec<Foreign>) -> Result<Mapping, Refusal> {
+/// The lane with the caller at the other end of `socket`, over its memory and ours.
+pub(super) fn assemble(
+    hosted: &Arc<Hosted>,
+    bus: &Arc<BusInner>,
+    socket: Fd,
+    [request, response]: [Mapping; 2],
+    doorbell: Doorbell,
+    peer: Arc<Peer>,
+) -> Arc<OwnerLane> {
+    let groups =
+        if hosted.asks_for_groups() { socket::peer_groups(&socket).unwrap_or_default() } else { Vec::new() };
+    // SAFETY: both mappings have the sizes of the types, are page-aligned and zeroed where nobody wrote, and the lane keeps
+    // them as long as the ring.
+    let ring = unsafe { OwnerRing::new(request.ptr().cast::<RequestMemory>(), response.ptr().cast()) };
+    Arc::new(OwnerLane::new(Parts {
+        ring,
+        parcels: bus.parcels(Side::Owner, socket, &peer, [request, response]),
+        object: Arc::clone(hosted),
+        denied: hosted.denied_methods(&peer.credentials, &groups),
+        peer,
+        doorbell,
+        bell_token: hosted.engine.pool.fresh_token(),
+    }))
+}
+
+pub(super) fn receive_request(mut fds: Vec<Foreign>) -> Result<Mapping, Refusal> {
     let fd = fds.pop().filter(|_| fds.is_empty()).ok_or(Refusal::BadSegment)?;
     memfd::receive_sealed(fd, size_of::<RequestMemory>()).map_err(|error| match error {
         BadSegment::Untrusted(_) => Refusal::BadSegment,

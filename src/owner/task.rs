@@ -95,10 +95,16 @@ pub(crate) struct Task {
 
 impl Task {
     /// Hands a pending method over to where it goes on.
-    pub fn start(served: Served, future: PooledFuture, has_permit: bool, charge: Option<Charge>) {
+    pub fn start(
+        served: Served,
+        future: PooledFuture,
+        #[cfg(feature = "tokio")] runtime: Option<&tokio::runtime::Handle>,
+        charge: Option<Charge>,
+    ) {
         static IDS: AtomicU64 = AtomicU64::new(0);
         let lane = Arc::clone(&served.lane);
         let object = &lane.object;
+        let has_permit = object.permits.is_limited();
         let task = Arc::new(Task {
             id: IDS.fetch_add(1, Ordering::Relaxed),
             engine: object.engine,
@@ -122,7 +128,7 @@ impl Task {
             task.end_at_deadline();
         }
         #[cfg(feature = "tokio")]
-        if let Some(runtime) = &object.runtime {
+        if let Some(runtime) = runtime {
             runtime.spawn(Outer(task));
             return;
         }

@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Parcels, TURNS_MAX};
+use super::Parcels;
 use crate::blob::limit::{Charge, NoMemory};
 use crate::blob::segments::{CopyError, Mapped};
 use crate::blob::shared::Blob;
@@ -192,14 +192,7 @@ impl Parcels {
 
     #[cold]
     fn find_announced(&self, segment: u32) -> Result<Arc<Mapped>, UnpackError> {
-        // One that is not found by then was sent too late, if at all.
-        for _ in 0..TURNS_MAX {
-            let news = self.read_socket();
-            self.act(news);
-            if !news.more {
-                break;
-            }
-        }
+        self.hear();
         let lost =
             || if self.lost.load(Ordering::Relaxed) { UnpackError::NoMemory } else { UnpackError::Violation };
         self.incoming.get(segment).ok_or_else(lost)

@@ -211,9 +211,9 @@ impl RawCall {
     #[inline(always)]
     fn encode<A: Serialize + ?Sized>(&mut self, arguments: &A) {
         let Parts { request, failure, .. } = &mut **self.parts;
-        let bus = &self.link.bus;
+        let (bus, arena) = (&self.link.bus, &self.link.arena);
         let Prepared { body, blobs, .. } = request;
-        match encode_request(arguments, body.bytes(), bus.body_limit(), &bus.owners_arena, blobs) {
+        match encode_request(arguments, body.bytes(), bus.body_limit(), arena, blobs) {
             Ok(Encoded::Inline(len)) => {
                 request.body.close(len);
                 request.len = len as u32;
@@ -222,7 +222,7 @@ impl RawCall {
             Err(error) => *failure = Some(unencodable(*error)),
         }
         if let Some(inherited) = context::inherited() {
-            *failure = failure.take().or_else(|| request.inherit(&inherited, &bus.owners_arena));
+            *failure = failure.take().or_else(|| request.inherit(&inherited, arena));
         }
     }
 
@@ -251,6 +251,10 @@ impl RawCall {
         let Parts { request, flight, failure, .. } = &mut **self.parts;
         if let Some(failure) = failure.take() {
             return Err(*failure);
+        }
+        if request.extras.end_with_answer() {
+            let reason = "a call with an object to be called back is not sent one way: wait for its answer";
+            return Err(CallError::BadRequest { reason: reason.to_owned(), executed: Executed::No });
         }
         request.flags |= RequestMeta::ONE_WAY;
         flight.send_one_way(&self.link, request)

@@ -6,14 +6,21 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::callback::Exported;
 use super::lane::Lane;
 use crate::error::BusError;
+use crate::object::Object;
 
 /// One thing that goes along with a call. Dropped with it.
 pub(crate) trait Extra: Send + Sync {
     /// Tells the owner at the other end of `lane`. Called before the request is published there: once more where it is sent to a
     /// successor instead, since the former owner did not begin it.
     fn attach(&mut self, lane: &Arc<Lane>) -> Result<(), BusError>;
+
+    /// Whether it is there only until the call is answered, so that nobody could use it of one that is sent one way.
+    fn ends_with_answer(&self) -> bool {
+        false
+    }
 }
 
 /// What goes along with one call; nothing, for most. For generated code.
@@ -26,7 +33,18 @@ impl Extras {
         self.0.is_empty()
     }
 
-    #[expect(dead_code, reason = "what goes along comes next")]
+    /// Gives the owner an object to call back; the number that stands for it in the request.
+    pub fn export(&mut self, object: impl Object) -> u32 {
+        let exported = Exported::new(Arc::new(object).table());
+        let number = exported.number();
+        self.push(exported);
+        number
+    }
+
+    pub(super) fn end_with_answer(&self) -> bool {
+        self.0.iter().any(|extra| extra.ends_with_answer())
+    }
+
     pub(crate) fn push(&mut self, extra: impl Extra + 'static) {
         self.0.push(Box::new(extra));
     }

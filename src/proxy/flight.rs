@@ -418,6 +418,8 @@ impl Flight {
     fn excuse(&self, link: &Arc<Link>, request: &Prepared, error: ConnectError) -> Result<(), BusError> {
         let executed = Executed::No;
         Err(match error {
+            // What the connection brought ends with it.
+            ConnectError::NotFound { .. } if link.is_bound() => CallError::Unpublished { executed },
             ConnectError::NotFound { .. } if request.absent == Absent::Wait => {
                 CallError::DeadlineExceeded { executed }
             }

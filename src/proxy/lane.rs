@@ -9,7 +9,9 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::task::Waker;
 
 use super::link::Link;
+use crate::bus::BusInner;
 use crate::engine::Engine;
+use crate::owner::exports::Exports;
 use crate::parcels::Parcels;
 use crate::park::wake_all;
 use crate::peer::Peer;
@@ -94,6 +96,8 @@ pub(crate) struct Lane {
     /// When the last slow answer came (CLOCK_MONOTONIC, ns); 0: the last was quick.
     last_slow_ns: AtomicU64,
     link: Weak<Link>,
+    /// What this process has given the owner to call back.
+    pub exports: Exports,
     /// Once the link is gone, until all its calls are answered.
     orphans: Mutex<Option<Orphans>>,
     /// Whether this process may spin at all.
@@ -149,6 +153,7 @@ impl Lane {
             is_ringing: AtomicBool::new(false),
             last_slow_ns: AtomicU64::new(0),
             link: parts.link,
+            exports: Exports::default(),
             orphans: Mutex::new(None),
             spins: parts.spins,
             this: Weak::clone(this),
@@ -158,6 +163,11 @@ impl Lane {
     /// Starts to watch the owner's end and its process.
     pub fn watch(self: &Arc<Self>) -> Result<(), rustix::io::Errno> {
         self.parcels.watch(Arc::downgrade(self))
+    }
+
+    /// The bus that the lane was made through; `None` once its last proxy is gone.
+    pub fn bus(&self) -> Option<Arc<BusInner>> {
+        self.link.upgrade().map(|link| Arc::clone(&link.bus))
     }
 
     #[inline(always)]

@@ -9,10 +9,12 @@ use parking_lot::Mutex;
 
 use super::lane::{Fate, Lane};
 use super::port::Port;
+use crate::blob::arena::Arena;
 use crate::bus::BusInner;
 use crate::error::ConnectError;
 use crate::names::Name;
 use crate::park::{Parker, wake_all};
+use crate::peer::Peer;
 use crate::sys::{clock, fork};
 
 /// How long one handshake may take.
@@ -21,6 +23,10 @@ pub(crate) const HANDSHAKE_NS: u64 = 1_000_000_000;
 pub(crate) struct Link {
     pub bus: Arc<BusInner>,
     pub name: Name,
+    /// For what is sent to the owner's user.
+    pub arena: Arc<Arena>,
+    /// There is one lane, which came with it, and no other is looked for.
+    is_bound: bool,
     /// The port of the present lane, null before the first; always one of `ports`.
     current: AtomicPtr<Port>,
     /// Never removed, so that `current` and calls can point at them.
@@ -109,9 +115,23 @@ pub(crate) enum NoSlot {
 
 impl Link {
     pub fn new(bus: Arc<BusInner>, name: Name) -> Link {
+        let arena = Arc::clone(&bus.owners_arena);
+        Link::with(bus, name, arena, false)
+    }
+
+    /// To objects of the caller's, of an object of this process: a lane is to be [installed](Self::install), and no other is
+    /// looked for once it has ended.
+    pub fn back(bus: Arc<BusInner>, caller: &Peer) -> Link {
+        let arena = bus.arena_for(caller.credentials.uid);
+        Link::with(bus, Name::callbacks(), arena, true)
+    }
+
+    fn with(bus: Arc<BusInner>, name: Name, arena: Arc<Arena>, is_bound: bool) -> Link {
         Link {
             bus,
             name,
+            arena,
+            is_bound,
             current: AtomicPtr::new(std::ptr::null_mut()),
             ports: Mutex::default(),
             connecting: Mutex::new(()),
@@ -124,6 +144,11 @@ impl Link {
     #[inline(always)]
     pub fn is_foreign(&self) -> bool {
         fork::forked_since(self.generation)
+    }
+
+    /// Whether it leads to objects that came along with calls, over the connection of those.
+    pub fn is_bound(&self) -> bool {
+        self.is_bound
     }
 
     /// The present port, if there is one.
@@ -266,6 +291,9 @@ impl Link {
         if self.is_connected() {
             return Ok(());
         }
+        if self.is_bound {
+            return Err(ConnectError::NotFound { name: self.name.to_string(), waited: Duration::ZERO });
+        }
         let handshake_ns = clock::now_ns().saturating_add(HANDSHAKE_NS).min(deadline_ns);
         let lane = self.bus.connect(self, handshake_ns)?;
         self.install(lane);
@@ -312,7 +340,7 @@ impl Link {
         Some(result)
     }
 
-    fn install(&self, lane: Arc<Lane>) {
+    pub fn install(&self, lane: Arc<Lane>) {
         let mut ports = self.ports.lock();
         let vacant = ports.iter().find(|port| port.try_occupy(Arc::clone(&lane)).is_ok()).cloned();
         let port = vacant.unwrap_or_else(|| {

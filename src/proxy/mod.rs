@@ -2,10 +2,12 @@
 //!
 //! [`call`] is the value that a proxy's method returns; [`flight`] its way from sending to its end; [`port`] where it gets
 //! a slot; [`lane`] how it waits, and hears of the owner's end; [`answer`] its response, copied out; [`link`] what all
-//! proxies of a name share, and how the next owner is found.
+//! proxies of a name share, and how the next owner is found; [`extras`] what goes along with a
+//! call, [`callback`] objects among that.
 
 mod answer;
 mod call;
+mod callback;
 mod connect;
 mod extras;
 mod flight;
@@ -25,12 +27,15 @@ use crate::owner::dispatch::DESCRIBE_KEY;
 use crate::sys::clock;
 use crate::wire::describe::Description;
 use crate::wire::errors::OwnError;
-use crate::wire::key::method_key_of;
+use crate::wire::key::{key_at, method_key_of};
 use crate::wire::schema::Type;
 
 use call::Style;
+use callback::Claim;
 
 pub use call::Call;
+pub use callback::CalledBack;
+pub(crate) use callback::WayBack;
 pub use connect::Connect;
 pub use extras::Extras;
 pub(crate) use lane::{Lane, Parts as LaneParts};
@@ -53,11 +58,19 @@ pub struct Handle {
     /// The keys of the proxy's methods.
     keys: Arc<[u64]>,
     style: Style,
+    /// Of an object of the caller's, given along with a call.
+    claim: Option<Arc<Claim>>,
 }
 
 impl Handle {
     pub(crate) fn new(link: Arc<Link>, interface: &Interface, style: Style) -> Handle {
-        Handle { link, keys: interface.methods.iter().map(|(_, key)| *key).collect(), style }
+        Handle { link, keys: interface.methods.iter().map(|(_, key)| *key).collect(), style, claim: None }
+    }
+
+    /// Of an object that came along with a call.
+    fn back(link: Arc<Link>, interface: &Interface, style: Style, claim: Arc<Claim>) -> Handle {
+        let keys = interface.methods.iter().map(|(_, key)| key_at(*key, claim.number)).collect();
+        Handle { link, keys, style, claim: Some(claim) }
     }
 
     /// A call of the proxy's `index`th method. For generated code.
@@ -106,7 +119,8 @@ impl Handle {
 
     /// What the object can do: its methods and properties with the names and types of their arguments, and their docs.
     pub fn describe(&self) -> Call<Description> {
-        Call::new(&self.link, DESCRIBE_KEY, "describe", self.style, &())
+        let key = self.claim.as_ref().map_or(DESCRIBE_KEY, |claim| key_at(DESCRIBE_KEY, claim.number));
+        Call::new(&self.link, key, "describe", self.style, &())
     }
 
     /// The same handle with another time-out for calls made through it.

@@ -44,6 +44,12 @@ pub(crate) fn pair() -> Result<(Fd, Fd), Errno> {
     Ok((Fd::from(a), Fd::from(b)))
 }
 
+/// Whether what another process sent is one end of such a pair, or so much like one. Never blocks.
+pub(crate) fn is_local(fd: &Foreign) -> bool {
+    use rustix::net::sockopt::{socket_domain, socket_type};
+    socket_domain(fd) == Ok(AddressFamily::UNIX) && socket_type(fd) == Ok(SocketType::SEQPACKET)
+}
+
 fn socket() -> Result<Fd, Errno> {
     rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None).map(Fd::from)
 }

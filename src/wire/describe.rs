@@ -79,19 +79,28 @@ impl fmt::Display for Signature<'_> {
             (false, true) => "async fn",
             (false, false) => "fn",
         };
-        write!(f, "{keyword} {name}(")?;
-        for (index, (argument, of)) in arguments.iter().enumerate() {
-            let comma = if index == 0 { "" } else { ", " };
-            write!(f, "{comma}{argument}: {}", Named(of, self.types))?;
-        }
-        f.write_str(")")?;
-        match (result, error) {
-            (TypeRef::Primitive(Primitive::Unit), TypeRef::Primitive(Primitive::Never)) => Ok(()),
-            (result, TypeRef::Primitive(Primitive::Never)) => write!(f, " -> {}", Named(result, self.types)),
-            (result, error) => {
-                write!(f, " -> Result<{}, {}>", Named(result, self.types), Named(error, self.types))
-            }
-        }
+        write!(f, "{keyword} {name}")?;
+        write_types(f, arguments, (result, error), self.types)
+    }
+}
+
+/// What a method takes, and what it gives: value and error.
+fn write_types(
+    f: &mut fmt::Formatter<'_>,
+    arguments: &[(String, TypeRef)],
+    gives: (&TypeRef, &TypeRef),
+    types: &[NamedType],
+) -> fmt::Result {
+    f.write_str("(")?;
+    for (index, (argument, of)) in arguments.iter().enumerate() {
+        let comma = if index == 0 { "" } else { ", " };
+        write!(f, "{comma}{argument}: {}", Named(of, types))?;
+    }
+    f.write_str(")")?;
+    match gives {
+        (TypeRef::Primitive(Primitive::Unit), TypeRef::Primitive(Primitive::Never)) => Ok(()),
+        (result, TypeRef::Primitive(Primitive::Never)) => write!(f, " -> {}", Named(result, types)),
+        (result, error) => write!(f, " -> Result<{}, {}>", Named(result, types), Named(error, types)),
     }
 }
 
@@ -110,9 +119,10 @@ impl fmt::Display for Named<'_> {
             TypeRef::Tuple(elements) => write_tuple(f, elements, types),
             TypeRef::Array(inner, len) => write!(f, "[{}; {len}]", named(inner)),
             // A description comes from another process: an index out of its table is no reason to panic.
-            TypeRef::Named(index) => {
-                f.write_str(types.get(*index as usize).map_or("?", |of| of.name.as_str()))
-            }
+            TypeRef::Named(index) => match types.get(*index as usize) {
+                Some(NamedType { name, shape: Shape::Interface(_) }) => write!(f, "&dyn {name}"),
+                of => f.write_str(of.map_or("?", |of| of.name.as_str())),
+            },
             TypeRef::Opaque(name) => write!(f, "opaque \"{name}\""),
         }
     }
@@ -129,6 +139,15 @@ fn write_tuple(f: &mut fmt::Formatter<'_>, elements: &[TypeRef], types: &[NamedT
 
 fn write_named(f: &mut fmt::Formatter<'_>, of: &NamedType, types: &[NamedType]) -> fmt::Result {
     f.write_str("\n\n")?;
+    if let Shape::Interface(methods) = &of.shape {
+        writeln!(f, "interface {} {{", of.name)?;
+        for method in methods {
+            write!(f, "    fn {}", method.name)?;
+            write_types(f, &method.arguments, (&method.result, &method.error), types)?;
+            f.write_str(";\n")?;
+        }
+        return f.write_str("}");
+    }
     let Shape::Enum(variants) = &of.shape else {
         write!(f, "struct {}", of.name)?;
         return write_shape(f, &of.shape, types);
@@ -144,7 +163,7 @@ fn write_named(f: &mut fmt::Formatter<'_>, of: &NamedType, types: &[NamedType]) 
 
 fn write_shape(f: &mut fmt::Formatter<'_>, shape: &Shape, types: &[NamedType]) -> fmt::Result {
     match shape {
-        Shape::Unit | Shape::Enum(_) => Ok(()),
+        Shape::Unit | Shape::Enum(_) | Shape::Interface(_) => Ok(()),
         Shape::Newtype(inner) => write!(f, "({})", Named(inner, types)),
         Shape::Tuple(elements) => write_tuple(f, elements, types),
         Shape::Struct(fields) => {

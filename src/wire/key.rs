@@ -7,7 +7,7 @@
 use serde::Serialize;
 
 use super::errors::OwnError;
-use super::schema::{NamedType, Schemas, Shape, Type, TypeRef};
+use super::schema::{MethodShape, NamedType, Schemas, Shape, Type, TypeRef};
 
 /// The key of the method `name`.
 ///
@@ -40,6 +40,11 @@ pub(crate) fn method_key_of<A: Arguments, T: Type, E: OwnError>(name: &str) -> u
     let arguments = A::schemas(&mut types);
     let (result, error) = (T::schema(&mut types), E::error_schema(&mut types));
     method_key(name, &arguments.iter().collect::<Vec<_>>(), &result, &error, &types)
+}
+
+/// The key under which the caller's object of this number is asked for the method with this key.
+pub(crate) fn key_at(key: u64, number: u32) -> u64 {
+    key ^ u64::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 /// What stands for a method's name where the peers exchange their keys.
@@ -101,6 +106,7 @@ pub(crate) enum Token {
     TupleShape = 18,
     StructShape = 19,
     EnumShape = 20,
+    InterfaceShape = 21,
 }
 
 struct Walk<'a> {
@@ -192,6 +198,17 @@ impl Walk<'_> {
                 for (name, shape) in variants {
                     self.text(name);
                     self.shape(shape);
+                }
+            }
+            Shape::Interface(methods) => {
+                self.token(Token::InterfaceShape);
+                self.number(methods.len() as u64);
+                for MethodShape { name, arguments, result, error } in methods {
+                    self.text(name);
+                    self.number(arguments.len() as u64);
+                    arguments.iter().for_each(|(_, of)| self.type_ref(of));
+                    self.type_ref(result);
+                    self.type_ref(error);
                 }
             }
         }

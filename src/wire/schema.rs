@@ -135,6 +135,21 @@ pub enum Shape {
     Struct(Vec<(String, TypeRef)>),
     /// One of several named shapes.
     Enum(Vec<(String, Shape)>),
+    /// The methods of an object: what an argument can do that is called back.
+    Interface(Vec<MethodShape>),
+}
+
+/// A method of an [interface](Shape::Interface).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MethodShape {
+    /// Its name.
+    pub name: String,
+    /// The names and types of its arguments.
+    pub arguments: Vec<(String, TypeRef)>,
+    /// The type of what it returns.
+    pub result: TypeRef,
+    /// The type of its own error; [`Primitive::Never`] if it has none.
+    pub error: TypeRef,
 }
 
 /// The named types met while schemas are built.

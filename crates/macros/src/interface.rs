@@ -75,6 +75,7 @@ impl Declared {
         make_future(signature);
         let method = method?;
         check_result(&method, &written)?;
+        check_callbacks(&method)?;
         Ok(Declared { method, signature: signature.clone() })
     }
 }
@@ -92,6 +93,22 @@ fn check_result(method: &Method, signature: &Signature) -> Result<()> {
         Err(Error::new(
             written.span(),
             "the proxy has nothing that this could borrow from: return an owned type",
+        ))
+    })
+}
+
+/// The proxy has what it is given served by other threads, for as long as the owner may call it: it must be its own.
+fn check_callbacks(method: &Method) -> Result<()> {
+    let borrowed = method.arguments.iter().find_map(|argument| {
+        let callback = argument.received.callback().filter(|callback| callback.is_borrowed())?;
+        Some((argument.ty.span(), callback.interface.segments.last()?.ident.to_string()))
+    });
+    borrowed.map_or(Ok(()), |(spot, name)| {
+        Err(Error::new(
+            spot,
+            format!(
+                "the proxy of an interface must own what it lets others call back: take `impl {name} + Send + Sync + 'static`"
+            ),
         ))
     })
 }

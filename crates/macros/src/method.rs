@@ -7,7 +7,7 @@ use syn::spanned::Spanned;
 use syn::visit_mut::{self, VisitMut};
 use syn::{
     Attribute, Error, Expr, FnArg, GenericParam, Lit, Meta, Pat, Receiver, Result, ReturnType, Signature,
-    Type,
+    Type, parse_quote_spanned,
 };
 
 use crate::travel::{self, Received};
@@ -59,7 +59,7 @@ pub(crate) struct Method {
 pub(crate) struct Argument {
     pub(crate) name: Ident,
     pub(crate) ty: Type,
-    received: Received,
+    pub(crate) received: Received,
 }
 
 /// What a method returns.
@@ -113,7 +113,7 @@ impl Method {
         let (name, docs) = (self.name_on_the_bus(), &self.docs);
         let (property, is_async) = (self.property, self.is_async);
         let names = self.arguments.iter().map(|argument| argument.name.unraw().to_string());
-        let schemas = self.arguments.iter().map(|argument| travel::schema_of(&argument.ty));
+        let schemas = self.arguments.iter().map(Argument::schema);
         let (result, error) = self.returns.schemas();
         let cfgs = self.cfgs();
         quote! {
@@ -188,20 +188,55 @@ impl Method {
         let name = self.name_on_the_bus();
         let names = self.arguments.iter().map(|argument| &argument.name);
         let (value, error) = self.returns.at_caller();
-        quote! {
-            self.handle.call::<_, #value, #error>(
+        let along: Vec<_> = self.arguments.iter().filter_map(Argument::put_along).collect();
+        let (function, extras) =
+            if along.is_empty() { (quote!(call), None) } else { (quote!(call_with), Some(quote!(extras))) };
+        let begin = extras.as_ref().map(|extras| {
+            quote! {
+                let mut #extras = ::objbus::__private::Extras::default();
+                #(#along)*
+            }
+        });
+        let call = quote! {
+            self.handle.#function::<_, #value, #error>(
                 const { ::objbus::__private::index_of(#methods, #name) },
                 #name,
                 &(#(&#names,)*),
+                #extras
             )
-        }
+        };
+        if begin.is_some() { quote!({ #begin #call }) } else { call }
     }
 }
 
 impl Argument {
     /// The type by which a proxy takes the argument: as written, with lifetimes elided.
     pub(crate) fn proxy_type(&self) -> Type {
-        travel::elided(&self.ty)
+        let Some(callback) = self.received.callback() else { return travel::elided(&self.ty) };
+        let interface = &callback.interface;
+        let object: Type = parse_quote_spanned! {self.ty.span()=>
+            impl #interface + ::core::marker::Send + ::core::marker::Sync + 'static
+        };
+        if self.received.is_optional() { syn::parse_quote!(::core::option::Option<#object>) } else { object }
+    }
+
+    /// Its schema, as a function pointer for a constant.
+    fn schema(&self) -> TokenStream {
+        let Some(callback) = self.received.callback() else { return travel::schema_of(&self.ty) };
+        let proxy = callback.generated("Proxy");
+        let optional = self.received.is_optional();
+        quote_spanned!(self.ty.span()=> ::objbus::__private::callback_schema::<#proxy, #optional>)
+    }
+
+    /// What goes along with the call has a number stand for it among the arguments.
+    fn put_along(&self) -> Option<TokenStream> {
+        let (name, object) = (&self.name, self.received.callback()?.generated("Object"));
+        let span = self.ty.span();
+        Some(if self.received.is_optional() {
+            quote_spanned!(span=> let #name = #name.map(|given| extras.export(#object(given)));)
+        } else {
+            quote_spanned!(span=> let #name = extras.export(#object(#name));)
+        })
     }
 }
 

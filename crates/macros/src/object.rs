@@ -187,6 +187,10 @@ pub(crate) fn declare<'a>(
                 ::objbus::Interface::of(#type_name, Self::OBJBUS_METHODS)
             }
 
+            fn methods() -> (&'static str, &'static [::objbus::__private::MethodSpec]) {
+                (#type_name, Self::OBJBUS_METHODS)
+            }
+
             fn from_handle(handle: ::objbus::Handle) -> Self {
                 Self { handle }
             }

@@ -3,11 +3,13 @@
 //! Macros see tokens, not types, so `&[u8]` and `&str` are recognised as they are usually spelt.
 
 use proc_macro2::{Span, TokenStream};
-use quote::{ToTokens, quote, quote_spanned};
+use quote::{ToTokens, format_ident, quote, quote_spanned};
+use syn::punctuated::Punctuated;
 use syn::spanned::Spanned;
 use syn::visit_mut::{self, VisitMut};
 use syn::{
-    Error, GenericArgument, Lifetime, PathArguments, Result, Type, TypeReference, parse_quote_spanned,
+    Error, GenericArgument, Lifetime, Path, PathArguments, Result, Token, TraitBound, TraitBoundModifier,
+    Type, TypeParamBound, TypeReference, TypeTraitObject, parse_quote_spanned,
 };
 
 /// An argument on the owner's side: what to decode, and how to pass it on.
@@ -20,6 +22,8 @@ pub(crate) enum Received {
     Unsized(Type),
     /// `&T`, decoded as `T`.
     Ref(Type),
+    /// An object of the caller's, to be called back.
+    Callback(Callback),
     Option(Box<Received>),
     Tuple(Vec<Received>),
 }
@@ -31,17 +35,23 @@ impl Received {
             Type::Reference(reference) => Received::of_reference(reference),
             Type::Tuple(tuple) => {
                 let elements = tuple.elems.iter().map(Received::of).collect::<Result<Vec<_>>>()?;
+                if let Some(callback) = elements.iter().find_map(Received::callback) {
+                    let why = "an object to be called back is an argument of its own";
+                    return Err(Error::new(callback.interface.span(), why));
+                }
                 let same = elements.iter().all(|element| matches!(element, Received::Same(_)));
                 Ok(if same { Received::same(ty) } else { Received::Tuple(elements) })
             }
             Type::Paren(inner) => Received::of(&inner.elem),
             Type::Group(inner) => Received::of(&inner.elem),
+            Type::ImplTrait(of) => Received::callback_of(&of.bounds, Given::Owned)
+                .map_or_else(|| Received::same_unless_refused(ty), Ok),
             _ => match argument_of(ty, "Option") {
                 Some(inner) => Ok(match Received::of(inner)? {
                     Received::Same(_) => Received::same(ty),
                     inner => Received::Option(Box::new(inner)),
                 }),
-                None => refuse(ty).map_or_else(|| Ok(Received::same(ty)), Err),
+                None => Received::same_unless_refused(ty),
             },
         }
     }
@@ -60,6 +70,14 @@ impl Received {
                 "an argument lives as long as its call only: take it by value or by a shorter reference",
             ));
         }
+        let callback = match unwrapped(inner) {
+            Type::ImplTrait(of) => Received::callback_of(&of.bounds, Given::Ref),
+            Type::TraitObject(of) => Received::callback_of(&of.bounds, Given::Dyn(of.clone())),
+            _ => None,
+        };
+        if let Some(callback) = callback {
+            return Ok(callback);
+        }
         if let Some(error) = refuse(inner) {
             return Err(error);
         }
@@ -74,6 +92,29 @@ impl Received {
         })
     }
 
+    fn callback_of(bounds: &Punctuated<TypeParamBound, Token![+]>, given: Given) -> Option<Received> {
+        let interface = interface_in(bounds)?.clone();
+        Some(Received::Callback(Callback { interface, given }))
+    }
+
+    /// The type as it is, unless it can never travel.
+    fn same_unless_refused(ty: &Type) -> Result<Received> {
+        refuse(ty).map_or_else(|| Ok(Received::same(ty)), Err)
+    }
+
+    /// The object of the caller's that it is, or that it is if there is one.
+    pub(crate) fn callback(&self) -> Option<&Callback> {
+        match self {
+            Received::Callback(callback) => Some(callback),
+            Received::Option(inner) => inner.callback(),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn is_optional(&self) -> bool {
+        matches!(self, Received::Option(_))
+    }
+
     fn same(ty: &Type) -> Received {
         Received::Same(elided(ty))
     }
@@ -84,6 +125,10 @@ impl Received {
             Received::Same(ty) | Received::Ref(ty) => ty.to_token_stream(),
             Received::Slice(element) => quote!(::std::vec::Vec<#element>),
             Received::Unsized(ty) => quote!(<#ty as ::std::borrow::ToOwned>::Owned),
+            Received::Callback(callback) => {
+                let proxy = callback.generated("Proxy");
+                quote!(::objbus::__private::CalledBack<#proxy>)
+            }
             Received::Option(inner) => {
                 let inner = inner.wire();
                 quote!(::core::option::Option<#inner>)
@@ -102,7 +147,12 @@ impl Received {
             Received::Slice(_) => quote!(&#place[..]),
             Received::Unsized(ty) => quote!(::core::borrow::Borrow::<#ty>::borrow(&#place)),
             Received::Ref(_) => quote!(&#place),
+            Received::Callback(callback) => callback.pass(place),
             Received::Option(inner) => match &**inner {
+                Received::Callback(callback) => {
+                    let value = callback.pass(&quote!(value));
+                    quote!(#place.as_ref().map(|value| #value))
+                }
                 Received::Ref(_) => quote!(#place.as_ref()),
                 Received::Slice(_) | Received::Unsized(_) => quote!(#place.as_deref()),
                 inner => {
@@ -118,6 +168,71 @@ impl Received {
                 quote!((#(#elements,)*))
             }
         }
+    }
+}
+
+/// An object of the caller's: something that implements a trait with `#[objbus::interface]`.
+pub(crate) struct Callback {
+    /// The trait.
+    pub(crate) interface: Path,
+    given: Given,
+}
+
+/// As what a method takes an object of the caller's.
+enum Given {
+    /// `&dyn Trait`.
+    Dyn(TypeTraitObject),
+    /// `&impl Trait`.
+    Ref,
+    /// `impl Trait`.
+    Owned,
+}
+
+impl Callback {
+    pub(crate) fn is_borrowed(&self) -> bool {
+        !matches!(self.given, Given::Owned)
+    }
+
+    /// What the trait's attribute has generated beside it.
+    pub(crate) fn generated(&self, suffix: &str) -> Path {
+        let mut path = self.interface.clone();
+        if let Some(last) = path.segments.last_mut() {
+            last.ident = format_ident!("{}{suffix}", last.ident);
+        }
+        path
+    }
+
+    fn pass(&self, place: &TokenStream) -> TokenStream {
+        match &self.given {
+            Given::Dyn(of) => quote!((#place.proxy() as &(#of))),
+            Given::Ref => quote!(#place.proxy()),
+            Given::Owned => quote!(#place.to_owned()),
+        }
+    }
+}
+
+/// The one trait among these bounds that an object can be called by.
+fn interface_in(bounds: &Punctuated<TypeParamBound, Token![+]>) -> Option<&Path> {
+    const OTHERS: [&str; 5] = ["Send", "Sync", "Unpin", "Clone", "Debug"];
+    let traits = bounds.iter().filter_map(|bound| match bound {
+        TypeParamBound::Trait(of) => Some(of),
+        _ => None,
+    });
+    let is_other = |of: &TraitBound| OTHERS.iter().any(|other| of.path.is_ident(other));
+    let mut interfaces = traits.filter(|of| !is_other(of));
+    let (only, more) = (interfaces.next()?, interfaces.next());
+    let is_plain = only.lifetimes.is_none()
+        && matches!(only.modifier, TraitBoundModifier::None)
+        && only.path.segments.iter().all(|segment| segment.arguments.is_none());
+    (more.is_none() && is_plain).then_some(&only.path)
+}
+
+/// The type without parentheses around it.
+fn unwrapped(ty: &Type) -> &Type {
+    match ty {
+        Type::Paren(inner) => unwrapped(&inner.elem),
+        Type::Group(inner) => unwrapped(&inner.elem),
+        ty => ty,
     }
 }
 

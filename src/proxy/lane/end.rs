@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 
 use super::{Fate, Lane, Orphans};
 use crate::engine::Engine;
+use crate::owner::exports::ExportTable;
 use crate::parcels::Resident;
 use crate::ring::caller::Look;
 use crate::ring::layout::{BROKEN, CLOSING, REPLACED, SLOTS};
@@ -27,6 +28,7 @@ impl Lane {
         }
         self.wake_tasks();
         self.retell();
+        self.exports.end();
         if let Some(link) = self.link.upgrade() {
             link.retire(self);
         }
@@ -124,6 +126,17 @@ impl Lane {
 impl Resident for Lane {
     fn woken(&self) {
         self.wake_tasks();
+        // What the owner has dropped goes here, where no lock is held.
+        if let Some(home) = self.exports.present() {
+            home.exports.iter().for_each(ExportTable::sweep);
+        }
+    }
+
+    fn callback_told(&self, number: u32, is_kept: bool) -> bool {
+        let home = self.exports.present();
+        let exports = home.as_ref().and_then(|home| home.exports.as_ref());
+        exports.iter().for_each(|exports| exports.told(number, is_kept));
+        true
     }
 
     fn violated(&self) {
