@@ -28,7 +28,9 @@ use crate::sys::{clock, fork, socket};
 /// An object of the caller's, for as long as the call that it goes along with.
 pub(super) struct Exported {
     number: u32,
-    export: Arc<Export>,
+    /// Until it is an export.
+    table: Option<MethodTable>,
+    export: Option<Arc<Export>>,
     /// Where the owner was told of it.
     lane: Weak<Lane>,
 }
@@ -37,7 +39,7 @@ impl Exported {
     pub fn new(table: MethodTable) -> Exported {
         static NUMBERS: AtomicU32 = AtomicU32::new(0);
         let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
-        Exported { number, export: Arc::new(Export::new(table)), lane: Weak::new() }
+        Exported { number, table: Some(table), export: None, lane: Weak::new() }
     }
 
     pub fn number(&self) -> u32 {
@@ -61,7 +63,12 @@ impl Extra for Exported {
         let Some(bus) = lane.bus() else { return Ok(()) };
         // Of a lane that is ending the call hears as every call does.
         let Some(home) = lane.exports.home(&bus, &lane.parcels, lane.owner_ahead_ms)? else { return Ok(()) };
-        if home.exports.as_ref().is_some_and(|exports| !exports.insert(self.number, &self.export)) {
+        // Not before the call is sent, which may be in another runtime than it was made in.
+        if let Some(table) = self.table.take() {
+            self.export = Some(Arc::new(Export::new(table)));
+        }
+        let given = home.exports.as_ref().zip(self.export.as_ref());
+        if given.is_some_and(|(exports, export)| !exports.insert(self.number, export)) {
             return Err(CallError::Overloaded { executed: Executed::No });
         }
         self.lane = Arc::downgrade(lane);
