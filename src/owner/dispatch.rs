@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 
 use super::context::{self, Frame, Served, Source};
 use super::exports::Asked;
-use super::hosted::{Hosted, MethodState, Runnable};
+use super::hosted::{Hosted, MethodState, Runnable, Runtime};
 use super::lane::OwnerLane;
 use super::permits::Queued;
 use super::pool::Worker;
@@ -216,7 +216,7 @@ fn run(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, method: Ru
             let body = opened.body.map_or_else(|| RequestBody::copy_of(request.body()), RequestBody::Large);
             let output = output_for(lane, request, one_way);
             let call = AsyncInvocation::new(body, opened.blobs, output, lane.object.budget);
-            run_async(worker, lane, request, method, (one_way, clock, charge), || handler(call));
+            run_async(worker, lane, request, method.runtime, (one_way, clock, charge), || handler(call));
         }
     }
 }
@@ -260,13 +260,13 @@ fn run_async(
     worker: &mut Worker,
     lane: &Arc<OwnerLane>,
     request: &Request,
-    method: Runnable<'_>,
+    runtime: Option<&Runtime>,
     (one_way, clock, charge): (bool, Stopwatch<'_>, Option<Charge>),
     start: impl FnOnce() -> PooledFuture,
 ) {
     let frame = frame_of(lane, request, one_way);
     #[cfg(feature = "tokio")]
-    let _entered = method.runtime.map(tokio::runtime::Handle::enter);
+    let _entered = runtime.map(Runtime::enter);
     let first = context::enter(&frame, || {
         catch_unwind(AssertUnwindSafe(|| {
             let mut future = start();
@@ -279,13 +279,7 @@ fn run_async(
     });
     clock.stop();
     match first {
-        Ok(Err(future)) => Task::start(
-            frame.to_served(),
-            future,
-            #[cfg(feature = "tokio")]
-            method.runtime,
-            charge,
-        ),
+        Ok(Err(future)) => Task::start(frame.to_served(), future, runtime, charge),
         Ok(Ok(completed)) => {
             drop(charge);
             match completed {

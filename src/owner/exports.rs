@@ -16,7 +16,7 @@ use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 
 use super::dispatch::DESCRIBE_KEY;
-use super::hosted::{self, Hosted, MethodState, Rules, Runnable};
+use super::hosted::{self, Hosted, MethodState, Rules, Runnable, Runtime, present_runtime};
 use super::listener;
 use crate::bus::{self, BusInner};
 use crate::engine::{Engine, Source, Token};
@@ -43,19 +43,13 @@ pub(crate) const EXPORTS_MAX: usize = 4096;
 pub(crate) struct Export {
     table: MethodTable,
     states: Box<[MethodState]>,
-    #[cfg(feature = "tokio")]
-    runtime: Option<tokio::runtime::Handle>,
+    runtime: Option<Runtime>,
 }
 
 impl Export {
     /// Its async methods will run in the runtime that this is called in.
     pub fn new(table: MethodTable) -> Export {
-        Export {
-            states: MethodState::of(&table),
-            table,
-            #[cfg(feature = "tokio")]
-            runtime: tokio::runtime::Handle::try_current().ok(),
-        }
+        Export { states: MethodState::of(&table), table, runtime: present_runtime() }
     }
 
     pub fn table(&self) -> &MethodTable {
@@ -67,7 +61,6 @@ impl Export {
         Runnable {
             handler: &self.table.methods()[index].handler,
             state: &self.states[index],
-            #[cfg(feature = "tokio")]
             runtime: self.runtime.as_ref(),
         }
     }
@@ -179,6 +172,9 @@ impl Present {
     }
 }
 
+/// What serves them, and who waits for the owner to call.
+type Home = (Arc<Hosted>, Arc<Greeter>);
+
 /// The caller's objects on one of its connections.
 #[derive(Default)]
 pub(crate) struct Exports(Mutex<State>);
@@ -188,7 +184,7 @@ enum State {
     /// None was given yet.
     #[default]
     Unused,
-    Open(Arc<Hosted>, Arc<Greeter>),
+    Open(Home),
     Ended,
 }
 
@@ -202,11 +198,12 @@ impl Exports {
     ) -> Result<Option<Arc<Hosted>>, BusError> {
         let mut state = self.0.lock();
         match &*state {
-            State::Open(home, _) => Ok(Some(Arc::clone(home))),
+            State::Open((home, _)) => Ok(Some(Arc::clone(home))),
             State::Ended => Ok(None),
             State::Unused => {
-                let Some((home, greeter)) = open(bus, parcels, owner_ahead_ms)? else { return Ok(None) };
-                *state = State::Open(Arc::clone(&home), greeter);
+                let Some(made) = open(bus, parcels, owner_ahead_ms)? else { return Ok(None) };
+                let home = Arc::clone(&made.0);
+                *state = State::Open(made);
                 Ok(Some(home))
             }
         }
@@ -215,7 +212,7 @@ impl Exports {
     /// What serves them, if there was any.
     pub fn present(&self) -> Option<Arc<Hosted>> {
         match &*self.0.lock() {
-            State::Open(home, _) => Some(Arc::clone(home)),
+            State::Open((home, _)) => Some(Arc::clone(home)),
             State::Unused | State::Ended => None,
         }
     }
@@ -223,7 +220,7 @@ impl Exports {
     /// The connection has ended, and with it every object's being there; methods that run end as they will.
     pub fn end(&self) {
         let former = std::mem::replace(&mut *self.0.lock(), State::Ended);
-        if let State::Open(home, greeter) = former {
+        if let State::Open((home, greeter)) = former {
             greeter.end();
             home.close(CLOSING);
             if let Some(exports) = &home.exports {
@@ -234,11 +231,7 @@ impl Exports {
 }
 
 /// Makes the lane to be called back through, as far as that is up to this side. `None`: the connection is ending.
-fn open(
-    bus: &Arc<BusInner>,
-    parcels: &Parcels,
-    owner_ahead_ms: u32,
-) -> Result<Option<(Arc<Hosted>, Arc<Greeter>)>, BusError> {
+fn open(bus: &Arc<BusInner>, parcels: &Parcels, owner_ahead_ms: u32) -> Result<Option<Home>, BusError> {
     let hosted = Arc::new(Hosted::new(hosted::Parts {
         name: NAME.to_owned(),
         table: MethodTable::named(NAME),

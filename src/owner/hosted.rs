@@ -141,8 +141,20 @@ pub(crate) struct Runnable<'a> {
     pub handler: &'a Handler,
     pub state: &'a MethodState,
     /// Where it goes on if it is async and pending; `None`: on the pool.
+    pub runtime: Option<&'a Runtime>,
+}
+
+#[cfg(feature = "tokio")]
+pub(crate) type Runtime = tokio::runtime::Handle;
+#[cfg(not(feature = "tokio"))]
+pub(crate) enum Runtime {}
+
+/// The runtime that this thread is in.
+pub(crate) fn present_runtime() -> Option<Runtime> {
     #[cfg(feature = "tokio")]
-    pub runtime: Option<&'a tokio::runtime::Handle>,
+    return tokio::runtime::Handle::try_current().ok();
+    #[cfg(not(feature = "tokio"))]
+    None
 }
 
 pub(crate) struct Hosted {
@@ -155,8 +167,7 @@ pub(crate) struct Hosted {
     pub budget: Budget,
     pub permits: Permits,
     pub bus: Weak<BusInner>,
-    #[cfg(feature = "tokio")]
-    pub runtime: Option<tokio::runtime::Handle>,
+    pub runtime: Option<Runtime>,
     pub engine: &'static Engine,
     /// What callers' objects have instead of a table of their own.
     pub exports: Option<ExportTable>,
@@ -198,8 +209,7 @@ impl Hosted {
             permits: Permits::new(parts.rules.workers),
             rules: parts.rules,
             bus: parts.bus,
-            #[cfg(feature = "tokio")]
-            runtime: tokio::runtime::Handle::try_current().ok(),
+            runtime: present_runtime(),
             engine: parts.engine,
             exports: parts.exports,
             closing: AtomicU32::new(OPEN),
@@ -223,7 +233,6 @@ impl Hosted {
         Runnable {
             handler: &self.table.methods()[index].handler,
             state: &self.methods[index],
-            #[cfg(feature = "tokio")]
             runtime: self.runtime.as_ref(),
         }
     }

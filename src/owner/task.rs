@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 
 use super::context::{self, Served};
 use super::dispatch;
-use super::hosted::Hosted;
+use super::hosted::{Hosted, Runtime};
 use super::lane::OwnerLane;
 use super::respond::Response;
 use crate::blob::limit::Charge;
@@ -95,12 +95,7 @@ pub(crate) struct Task {
 
 impl Task {
     /// Hands a pending method over to where it goes on.
-    pub fn start(
-        served: Served,
-        future: PooledFuture,
-        #[cfg(feature = "tokio")] runtime: Option<&tokio::runtime::Handle>,
-        charge: Option<Charge>,
-    ) {
+    pub fn start(served: Served, future: PooledFuture, runtime: Option<&Runtime>, charge: Option<Charge>) {
         static IDS: AtomicU64 = AtomicU64::new(0);
         let lane = Arc::clone(&served.lane);
         let object = &lane.object;
@@ -131,6 +126,10 @@ impl Task {
         if let Some(runtime) = runtime {
             runtime.spawn(Outer(task));
             return;
+        }
+        #[cfg(not(feature = "tokio"))]
+        if let Some(never) = runtime {
+            match *never {}
         }
         task.schedule();
     }

@@ -254,6 +254,9 @@ fn sockets(built: &mut Built) {
             ("SEGMENT", parcels::SEGMENT.into()),
             ("DROPPED", parcels::DROPPED.into()),
             ("LEFT", parcels::LEFT.into()),
+            ("CALLBACKS", parcels::CALLBACKS.into()),
+            ("CALLBACK_DROPPED", parcels::CALLBACK_DROPPED.into()),
+            ("CALLBACK_KEPT", parcels::CALLBACK_KEPT.into()),
         ],
     );
     built.section(
@@ -275,6 +278,7 @@ fn sockets(built: &mut Built) {
         Token::TupleShape,
         Token::StructShape,
         Token::EnumShape,
+        Token::InterfaceShape,
     ];
     for token in tokens {
         built.numbers("Schema bytes", &[(&name(&token), token as u64)]);

@@ -3,8 +3,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../support/errand.rs"]
+mod errand;
+
 mod answers;
 mod bodies;
+mod callbacks;
 mod caller;
 mod descriptors;
 mod handshakes;
@@ -19,6 +23,8 @@ mod requests;
 mod storm;
 mod victim;
 
+use support::{bus_at, hear, say};
+
 #[global_allocator]
 static COUNTING: victim::Counting = victim::Counting;
 
@@ -27,6 +33,7 @@ fn role() {
     let Some((name, arguments)) = support::role() else { return };
     match name.as_str() {
         "victim" => victim::run(&arguments),
+        "errand" => errand::run(&arguments),
         "honest" => storm::run_honest(&arguments),
         "flooded" => storm::run_flooded(&arguments),
         "sender" => quotas::run_sender(&arguments),

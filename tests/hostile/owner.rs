@@ -91,6 +91,19 @@ impl Owner {
         Owner { socket, request, response, bell, position: 0 }
     }
 
+    /// With one whose memory is yet to come.
+    pub fn over(socket: OwnedFd, response: Map, bell: OwnedFd) -> Owner {
+        let (_, request) = memory(REQUEST_SIZE);
+        Owner { socket, request, response, bell, position: 0 }
+    }
+
+    /// Takes its caller's memory, of a lane whose welcome came first.
+    pub fn hear_hello(&mut self) {
+        let (hello, fds) = receive(&self.socket).expect("a hello");
+        assert_eq!(&hello[..9], b"objb\x01\0\0\0\0");
+        self.request = Map::of(&fds[0], REQUEST_SIZE, false).unwrap();
+    }
+
     /// Waits for the next request.
     pub fn take(&mut self) -> Taken {
         let cell = 4096 + 256 * (self.position % SLOTS) as usize;

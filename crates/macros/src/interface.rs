@@ -161,7 +161,7 @@ fn object(definition: &ItemTrait, methods: &[Declared]) -> TokenStream {
 
 fn proxy(definition: &ItemTrait, methods: &[Declared]) -> TokenStream {
     let (visibility, name) = (&definition.vis, &definition.ident);
-    let proxy: Ident = format_ident!("{name}Proxy");
+    let (object, proxy): (Ident, Ident) = (format_ident!("{name}Object"), format_ident!("{name}Proxy"));
     let summary = format!("The [`{name}`] that some process publishes.");
     let declaration = declare(
         &quote!(#visibility),
@@ -173,6 +173,16 @@ fn proxy(definition: &ItemTrait, methods: &[Declared]) -> TokenStream {
     let functions = methods.iter().map(function);
     quote! {
         #declaration
+
+        #[automatically_derived]
+        #[allow(dead_code)]
+        impl #proxy {
+            /// What is exported of an implementor that goes along with a call.
+            #[doc(hidden)]
+            #visibility fn objbus_object<Implementor>(implementor: Implementor) -> #object<Implementor> {
+                #object(implementor)
+            }
+        }
 
         #[automatically_derived]
         #[allow(deprecated, clippy::all, clippy::pedantic)]

@@ -223,19 +223,19 @@ impl Argument {
     /// Its schema, as a function pointer for a constant.
     fn schema(&self) -> TokenStream {
         let Some(callback) = self.received.callback() else { return travel::schema_of(&self.ty) };
-        let proxy = callback.generated("Proxy");
+        let proxy = callback.proxy();
         let optional = self.received.is_optional();
         quote_spanned!(self.ty.span()=> ::objbus::__private::callback_schema::<#proxy, #optional>)
     }
 
     /// What goes along with the call has a number stand for it among the arguments.
     fn put_along(&self) -> Option<TokenStream> {
-        let (name, object) = (&self.name, self.received.callback()?.generated("Object"));
+        let (name, proxy) = (&self.name, self.received.callback()?.proxy());
         let span = self.ty.span();
         Some(if self.received.is_optional() {
-            quote_spanned!(span=> let #name = #name.map(|given| extras.export(#object(given)));)
+            quote_spanned!(span=> let #name = #name.map(|given| extras.export(#proxy::objbus_object(given)));)
         } else {
-            quote_spanned!(span=> let #name = extras.export(#object(#name));)
+            quote_spanned!(span=> let #name = extras.export(#proxy::objbus_object(#name));)
         })
     }
 }

@@ -72,7 +72,7 @@ impl Received {
         }
         let callback = match unwrapped(inner) {
             Type::ImplTrait(of) => Received::callback_of(&of.bounds, Given::Ref),
-            Type::TraitObject(of) => Received::callback_of(&of.bounds, Given::Dyn(of.clone())),
+            Type::TraitObject(of) => Received::callback_of(&of.bounds, Given::Dyn(without_lifetimes(of))),
             _ => None,
         };
         if let Some(callback) = callback {
@@ -126,7 +126,7 @@ impl Received {
             Received::Slice(element) => quote!(::std::vec::Vec<#element>),
             Received::Unsized(ty) => quote!(<#ty as ::std::borrow::ToOwned>::Owned),
             Received::Callback(callback) => {
-                let proxy = callback.generated("Proxy");
+                let proxy = callback.proxy();
                 quote!(::objbus::__private::CalledBack<#proxy>)
             }
             Received::Option(inner) => {
@@ -193,11 +193,11 @@ impl Callback {
         !matches!(self.given, Given::Owned)
     }
 
-    /// What the trait's attribute has generated beside it.
-    pub(crate) fn generated(&self, suffix: &str) -> Path {
+    /// The proxy that the trait's attribute has generated beside it.
+    pub(crate) fn proxy(&self) -> Path {
         let mut path = self.interface.clone();
         if let Some(last) = path.segments.last_mut() {
-            last.ident = format_ident!("{}{suffix}", last.ident);
+            last.ident = format_ident!("{}Proxy", last.ident);
         }
         path
     }
@@ -211,20 +211,46 @@ impl Callback {
     }
 }
 
+/// Traits of the standard library that may stand beside an interface, or be taken for one.
+const NO_INTERFACES: [&str; 14] = [
+    "Send",
+    "Sync",
+    "Unpin",
+    "UnwindSafe",
+    "RefUnwindSafe",
+    "Clone",
+    "Debug",
+    "Display",
+    "Any",
+    "Error",
+    "Read",
+    "Write",
+    "BufRead",
+    "Seek",
+];
+
 /// The one trait among these bounds that an object can be called by.
 fn interface_in(bounds: &Punctuated<TypeParamBound, Token![+]>) -> Option<&Path> {
-    const OTHERS: [&str; 5] = ["Send", "Sync", "Unpin", "Clone", "Debug"];
     let traits = bounds.iter().filter_map(|bound| match bound {
         TypeParamBound::Trait(of) => Some(of),
         _ => None,
     });
-    let is_other = |of: &TraitBound| OTHERS.iter().any(|other| of.path.is_ident(other));
+    let is_other = |of: &TraitBound| {
+        of.path.segments.last().is_some_and(|last| NO_INTERFACES.iter().any(|name| last.ident == name))
+    };
     let mut interfaces = traits.filter(|of| !is_other(of));
     let (only, more) = (interfaces.next()?, interfaces.next());
     let is_plain = only.lifetimes.is_none()
         && matches!(only.modifier, TraitBoundModifier::None)
         && only.path.segments.iter().all(|segment| segment.arguments.is_none());
     (more.is_none() && is_plain).then_some(&only.path)
+}
+
+/// The trait object as a cast to it says it, where the lifetime is inferred.
+fn without_lifetimes(of: &TypeTraitObject) -> TypeTraitObject {
+    let is_trait = |bound: &TypeParamBound| matches!(bound, TypeParamBound::Trait(_));
+    let bounds = of.bounds.iter().filter(|bound| is_trait(bound)).cloned().collect();
+    TypeTraitObject { dyn_token: of.dyn_token, bounds }
 }
 
 /// The type without parentheses around it.
