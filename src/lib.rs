@@ -75,6 +75,46 @@
 //! The feature `bytes` makes a blob a `bytes::Bytes` without a copy and a [`BlobMut`] a `BufMut`; the feature `zerocopy` shows
 //! either as a slice of numbers or structs, checked.
 //!
+//! # Callbacks
+//!
+//! An argument may be an object of the caller's own, which the method calls while it runs, over the same connection:
+//!
+//! ```
+//! use objbus::BusError;
+//!
+//! #[objbus::interface]
+//! pub trait Progress {
+//!     fn at(&self, percent: u32) -> Result<(), BusError>;
+//! }
+//!
+//! struct Kitchen;
+//!
+//! #[objbus::object]
+//! impl Kitchen {
+//!     pub fn bake(&self, progress: &dyn Progress) -> Result<(), BusError> {
+//!         progress.at(100)
+//!     }
+//! }
+//!
+//! struct Printed;
+//!
+//! impl Progress for Printed {
+//!     fn at(&self, percent: u32) -> Result<(), BusError> {
+//!         println!("{percent} %");
+//!         Ok(())
+//!     }
+//! }
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let bus = objbus::Bus::in_memory();
+//! # let _published = bus.publish("kitchen", Kitchen)?;
+//! # let kitchen: KitchenProxy = bus.proxy("kitchen").wait()?;
+//! kitchen.bake(Printed).wait()?; // prints here, wherever it bakes
+//! # Ok(()) }
+//! ```
+//!
+//! The page `docs/callbacks.md` of the repository says what else an argument like this can be, when and where it is called, and
+//! what it gets when one of the two dies.
+//!
 //! # Limits
 //!
 //! 64 calls of one process can be in flight on one object; a further one waits for a slot. A body is at most 4 GiB, and
@@ -92,6 +132,11 @@
 #[cfg(doctest)]
 #[doc = include_str!("../docs/blobs.md")]
 struct Blobs;
+
+/// Runs what `docs/callbacks.md` shows.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/callbacks.md")]
+struct Callbacks;
 
 // The macros' code names the crate as its users do.
 extern crate self as objbus;

@@ -10,12 +10,13 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
 /// Every example that has a side of its own to start, and the name that this side publishes.
-const SERVED: [(&str, &str); 5] = [
+const SERVED: [(&str, &str); 6] = [
     ("process_info", "processInfo"),
     ("math", "math"),
     ("interface", "scale"),
     ("one_way", "journal"),
     ("frames", "camera"),
+    ("progress", "kitchen"),
 ];
 
 #[test]
@@ -63,6 +64,15 @@ fn frames_are_lent_from_a_pool_of_four() {
         "{said}"
     );
     assert_eq!(*again, "with none held: a frame of 3686400 bytes");
+}
+
+#[test]
+fn progress_is_told_to_the_caller_which_says_when_to_stop() {
+    let (place, _owner) = served("progress");
+    let said = said_by(&place, "progress");
+    let lines: Vec<_> = said.lines().map(|line| line.split(" hears of ").last().unwrap_or(line)).collect();
+    assert_eq!(lines[..4], ["10 %", "20 %", "30 %", "stopped at 30 %"], "{said}");
+    assert_eq!((lines.len(), lines.last()), (14, Some(&"done to 100 %")), "{said}");
 }
 
 #[test]

@@ -139,7 +139,7 @@ impl WayBack {
         let link = Arc::new(Link::back(bus, &lane.peer));
         let back = link.bus.meet_back(&link, end, &lane.peer).map_err(|error| error.to_string())?;
         *way = Way::Open(Arc::clone(&link), Arc::downgrade(&back));
-        drop(way);
+        // Before anybody else can have the link: nobody looks for another lane.
         link.install(back);
         Ok(link)
     }

@@ -292,12 +292,18 @@ impl Link {
             return Ok(());
         }
         if self.is_bound {
-            return Err(ConnectError::NotFound { name: self.name.to_string(), waited: Duration::ZERO });
+            return Err(self.gone());
         }
         let handshake_ns = clock::now_ns().saturating_add(HANDSHAKE_NS).min(deadline_ns);
         let lane = self.bus.connect(self, handshake_ns)?;
         self.install(lane);
         Ok(())
+    }
+
+    /// Of a bound link: its lane has ended.
+    #[cold]
+    fn gone(&self) -> ConnectError {
+        ConnectError::NotFound { name: self.name.to_string(), waited: Duration::ZERO }
     }
 
     /// As [`connect`](Self::connect), waiting for the name to appear until `deadline_ns`.
@@ -366,7 +372,10 @@ impl Link {
         deadline_ns: u64,
         patient: bool,
     ) -> Arc<Attempt> {
-        let refused = self.is_foreign().then_some(Err(ConnectError::ForkedHandle));
+        let refused = match self.is_foreign() {
+            true => Some(Err(ConnectError::ForkedHandle)),
+            false => self.is_bound.then(|| Err(self.gone())),
+        };
         let is_refused = refused.is_some();
         let (waker, outcome) = (Mutex::new(waker.clone()), Mutex::new(refused));
         let attempt = Arc::new(Attempt { waker, outcome, deadline_ns, patient });

@@ -203,7 +203,10 @@ impl Walk<'_> {
             Shape::Interface(methods) => {
                 self.token(Token::InterfaceShape);
                 self.number(methods.len() as u64);
-                for MethodShape { name, arguments, result, error } in methods {
+                // They are found by key, so that their order means nothing.
+                let mut by_name: Vec<_> = methods.iter().collect();
+                by_name.sort_by_key(|method| &method.name);
+                for MethodShape { name, arguments, result, error } in by_name {
                     self.text(name);
                     self.number(arguments.len() as u64);
                     arguments.iter().for_each(|(_, of)| self.type_ref(of));

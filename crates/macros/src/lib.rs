@@ -22,6 +22,10 @@ mod travel;
 /// Arguments may be references (`&str`, `&[u8]`, `&T`, in `Option` and tuples too); a result that is a reference
 /// travels as the owned type. A method that returns `Result` has its error in `Call<T, E>`.
 ///
+/// An argument `&dyn Trait`, `&impl Trait` or `impl Trait` of a trait with `#[objbus::interface]`, or an `Option` of one, is an
+/// object of the caller's that the method calls back: the proxy takes `impl Trait + Send + Sync + 'static`. `<Trait>Proxy` must be
+/// in scope beside the trait.
+///
 /// ```
 /// struct ProcessInfo;
 ///
@@ -56,7 +60,8 @@ pub fn object(arguments: TokenStream, item: TokenStream) -> TokenStream {
 /// Every method takes `&self` and returns `Result<T, E>` where `E: From<objbus::BusError>`, because a call may fail on its
 /// way. An `async fn` becomes a `fn` returning `impl Future + Send`. Generated are `<Trait>Proxy`, which implements
 /// the trait (plain methods block, async ones wait), and `<Trait>Object`, which publishes an implementor:
-/// `bus.publish("name", ApiObject(value))`.
+/// `bus.publish("name", ApiObject(value))`. An implementor can also go along with a call, to be called back: as an argument of an
+/// `#[objbus::object]`'s method, or, if it is taken as `impl Trait + Send + Sync + 'static`, of an interface's.
 ///
 /// ```
 /// #[derive(Debug, serde::Serialize, serde::Deserialize, objbus::Type)]

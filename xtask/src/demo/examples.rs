@@ -9,12 +9,13 @@ use std::time::Duration;
 use crate::tools::cargo;
 
 /// The examples with a side that publishes, and what they show.
-const SERVED: [(&str, &str); 5] = [
+const SERVED: [(&str, &str); 6] = [
     ("process_info", "an object answers for its process"),
     ("math", "an object made of closures, called without a generated proxy"),
     ("interface", "the same code with a local object and with one of another process"),
     ("one_way", "a call that runs although its sender exits at once"),
     ("frames", "frames lent from a bounded pool, and read in place"),
+    ("progress", "a method that calls an object of its caller's while it runs"),
 ];
 
 /// How long a process may take to say something; a loaded machine takes a second.
