@@ -148,11 +148,15 @@ mod blob;
 #[cfg(not(loom))]
 mod bus;
 #[cfg(not(loom))]
+mod channel;
+#[cfg(not(loom))]
 mod engine;
 #[cfg(not(loom))]
 mod error;
 #[cfg(not(loom))]
 mod handshake;
+#[cfg(not(loom))]
+mod job;
 #[cfg(not(loom))]
 mod names;
 #[cfg(not(loom))]
@@ -174,6 +178,8 @@ mod publish;
 mod ring;
 #[cfg(not(loom))]
 mod status;
+#[cfg(not(loom))]
+mod stream;
 mod sync;
 #[cfg(not(loom))]
 mod sys;
@@ -197,9 +203,11 @@ pub use bus::{Bus, BusBuilder, CopyOnArrival, Spin};
 #[cfg(not(loom))]
 pub use error::{BusError, CallError, ConnectError, Executed, OpenError, PublishError, RemoteError};
 #[cfg(not(loom))]
+pub use futures_core;
+#[cfg(not(loom))]
 pub use objbus_macros::{Type, interface, object};
 #[cfg(not(loom))]
-pub use object::{Callable, FallibleCallable, Interface, MethodTable, Object, Proxy};
+pub use object::{Callable, FallibleCallable, Interface, MethodTable, Object, Proxy, StreamCallable};
 #[cfg(not(loom))]
 pub use owner::context::CallContext;
 #[cfg(not(loom))]
@@ -208,6 +216,8 @@ pub use owner::hosted::{Limits, PanicPolicy};
 pub use proxy::{Absent, Call, Connect, Handle, Untyped};
 #[cfg(not(loom))]
 pub use publish::{Publication, Published, Shutdown};
+#[cfg(not(loom))]
+pub use stream::{Iter, Next, Stream, StreamCall, stream_of};
 #[cfg(not(loom))]
 pub use wire::describe::{Description, MethodDescription};
 #[cfg(not(loom))]
@@ -219,8 +229,11 @@ pub use wire::schema::{MethodShape, NamedType, Primitive, Schemas, Shape, Type, 
 #[cfg(not(loom))]
 #[doc(hidden)]
 pub mod __private {
-    pub use crate::object::{AsyncInvocation, Invocation, MethodSpec, callback_schema, index_of};
-    pub use crate::proxy::{CalledBack, Extras};
+    pub use crate::channel::ChannelId;
+    pub use crate::object::{
+        AsyncInvocation, AsyncRequest, Invocation, MethodSpec, Opening, callback_schema, index_of,
+    };
+    pub use crate::proxy::{CalledBack, Extras, Receiving};
     pub use crate::wire::errors::settle;
     pub use std::convert::Infallible;
     pub use std::result::Result;

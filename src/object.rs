@@ -9,12 +9,14 @@ use std::time::Duration;
 mod closures;
 mod invocation;
 mod pool;
+mod streams;
 mod table;
 
-pub use closures::{Callable, FallibleCallable};
+pub use closures::{Callable, FallibleCallable, StreamCallable};
 pub(crate) use invocation::RequestBody;
-pub use invocation::{AsyncInvocation, Completed, Invocation, Refusal};
+pub use invocation::{AsyncInvocation, AsyncRequest, Completed, Invocation, Refusal};
 pub use pool::PooledFuture;
+pub use streams::Opening;
 pub(crate) use table::Handler;
 pub use table::{MethodSpec, MethodTable, callback_schema, index_of};
 

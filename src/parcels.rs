@@ -10,9 +10,10 @@
 //! [`lend`] is the lender's side, [`borrow`] the borrower's.
 
 mod borrow;
+mod channels;
 mod lend;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -23,6 +24,7 @@ use rustix::io::Errno;
 
 use crate::blob::arena::Arena;
 use crate::blob::segments::{BadSegment, Segments};
+use crate::channel::{Channels, Ending};
 use crate::engine::{Engine, Source, Token};
 use crate::peer::{Mourner, Peer};
 use crate::ring::layout::{RequestMemory, ResponseMemory, Returns};
@@ -35,7 +37,7 @@ use crate::sys::{clock, fork, memfd, socket};
 use borrow::Views;
 pub(crate) use borrow::{Opened, Received, UnpackError};
 use lend::Lent;
-pub(crate) use lend::{Copied, PackError};
+pub(crate) use lend::{Copied, LoanList, PackError};
 
 /// First byte of a message on a lane's socket: answers wait for tasks of the receiver, or something of its is given back.
 pub(crate) const WAKE: u8 = 1;
@@ -45,6 +47,14 @@ pub(crate) const SEGMENT: u8 = 2;
 pub(crate) const DROPPED: u8 = 3;
 /// The sender makes (or takes) no calls any more, but still holds what the receiver lent.
 pub(crate) const LEFT: u8 = 4;
+/// A half of a channel: its number (u32), which half (u8), and the descriptor of its memory.
+pub(crate) const OFFER: u8 = 5;
+/// The other half of a channel that the receiver offered: its number (u32), and the descriptor.
+pub(crate) const ACCEPT: u8 = 6;
+/// There is something to take from a channel, or room in it: its number (u32).
+pub(crate) const CHANNEL_WAKE: u8 = 7;
+/// The sender has let go of its half of a channel: its number (u32).
+pub(crate) const CHANNEL_END: u8 = 8;
 /// The caller's objects can be called back: one end of a socket, whose other end is the caller's.
 pub(crate) const CALLBACKS: u8 = 9;
 /// An object of the caller's that the owner has dropped, having kept it: its number (u32).
@@ -145,6 +155,10 @@ pub(crate) struct Parcels {
     drops_seen: AtomicU64,
     copied: Arc<Copied>,
 
+    channels: Channels,
+    /// What found the socket full, in order, until an alarm tries again.
+    unsent: Mutex<VecDeque<[u8; 5]>>,
+
     this: Weak<Parcels>,
 }
 
@@ -217,6 +231,8 @@ impl Parcels {
             last_announced: AtomicU64::new(0),
             drops_seen: AtomicU64::new(0),
             copied: parts.copied,
+            channels: Channels::default(),
+            unsent: Mutex::default(),
             this: Weak::clone(this),
         })
     }
@@ -259,6 +275,7 @@ impl Parcels {
 
     /// This side makes (or takes) no calls any more. What is lent stays so, either way.
     pub fn end_calls(&self) {
+        self.channels.end(Ending::Closed);
         self.close_views();
         if let Some(held) = self.held.leave() {
             if held != 0 {
@@ -301,6 +318,10 @@ impl Parcels {
 
     /// The peer has closed its direction, or is dead: it holds nothing any more, and says nothing.
     fn peer_ended(&self) {
+        // A caller's lane tells what the end means, which may take it a while to find out.
+        if !self.is_caller {
+            self.channels.end(Ending::Lost);
+        }
         self.is_over.store(true, Ordering::SeqCst);
         self.unwatch();
         self.regain_all();
@@ -388,6 +409,14 @@ impl Parcels {
                 .zip(number(5..9))
                 .zip(number(9..13))
                 .and_then(|((id, low), high)| self.insert(id, u64::from(low) | u64::from(high) << 32, fd)),
+            (Some(&OFFER), 6, Some(fd)) if !self.is_caller => {
+                number(1..5).and_then(|id| self.channels.offered(id, message[5], fd))
+            }
+            (Some(&ACCEPT), 5, Some(fd)) if self.is_caller => {
+                number(1..5).and_then(|id| self.channels.accepted(id, fd))
+            }
+            (Some(&CHANNEL_WAKE), 5, None) => number(1..5).map(|id| self.channels.woken(id)),
+            (Some(&CHANNEL_END), 5, None) => number(1..5).map(|id| self.channels.peer_ended(id)),
             (Some(&DROPPED), 5, None) => number(1..5)
                 .filter(|&id| self.incoming.remove(id) || self.lost.load(Ordering::Relaxed))
                 .map(|id| self.close_view(id)),
@@ -425,6 +454,7 @@ impl Parcels {
     fn act(&self, news: News) {
         if news.woken {
             self.collect();
+            self.channels.wake();
         }
         let Some(resident) = self.resident() else { return };
         if news.violated {

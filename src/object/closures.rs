@@ -3,11 +3,14 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::invocation::{Concluded, Invocation};
+use super::invocation::{AsyncRequest, Concluded, Invocation};
+use super::streams::{self, Opening};
 use super::table::{Handler, MethodTable, Signature};
+use crate::stream::Stream;
 use crate::wire::errors::WireError;
 use crate::wire::schema::{Primitive, Schemas, Type, TypeRef};
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 /// A closure of up to eight arguments that can be a method: each argument owned, `serde` and [`Type`], the result too.
@@ -19,6 +22,15 @@ pub trait Callable<Arguments>: sealed::Sealed<Arguments> + Send + Sync + 'static
 
     #[doc(hidden)]
     fn call(&self, call: Invocation<'_>) -> Concluded;
+}
+
+/// A closure like a [`Callable`] that returns a stream.
+pub trait StreamCallable<Arguments>: sealed::Sealed<Arguments> + Send + Sync + 'static {
+    #[doc(hidden)]
+    fn types(types: &mut Schemas) -> (Vec<TypeRef>, TypeRef);
+
+    #[doc(hidden)]
+    fn open(&self, request: &AsyncRequest, opening: Opening) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
 
 /// A closure like a [`Callable`] that returns a `Result`, whose error is the method's own.
@@ -53,6 +65,37 @@ macro_rules! callables {
             fn call(&self, call: Invocation<'_>) -> Concluded {
                 let ($($argument,)*): ($($argument,)*) = call.arguments()?;
                 call.answer(&self($($argument),*))
+            }
+        }
+
+        #[allow(non_snake_case, clippy::unused_unit)]
+        impl<F, R, $($argument),*> StreamCallable<($($argument,)*)> for F
+        where
+            F: Fn($($argument),*) -> R + Send + Sync + 'static,
+            R: futures_core::Stream<Item: Type + Serialize> + Send + 'static,
+            $($argument: Type + DeserializeOwned,)*
+        {
+            fn types(types: &mut Schemas) -> (Vec<TypeRef>, TypeRef) {
+                (vec![$($argument::schema(types)),*], <Stream<R::Item>>::schema(types))
+            }
+
+            fn open(
+                &self,
+                request: &AsyncRequest,
+                opening: Opening,
+            ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+                let arguments: Result<($($argument,)* u32,), _> = request.arguments();
+                let ($($argument,)* channel,) = match arguments {
+                    Ok(arguments) => arguments,
+                    Err(refusal) => {
+                        opening.refuse(refusal);
+                        return Box::pin(std::future::ready(()));
+                    }
+                };
+                match opening.claim(channel) {
+                    Some(opening) => Box::pin(opening.pump(self($($argument),*))),
+                    None => Box::pin(std::future::ready(())),
+                }
             }
         }
 
@@ -101,6 +144,28 @@ impl MethodTable {
     pub fn try_method<A, F: FallibleCallable<A>>(mut self, name: &str, closure: F) -> MethodTable {
         let types = F::types(&mut self.types);
         self.add(name, types, Handler::Plain(Arc::new(move |call| closure.call(call))))
+    }
+
+    /// Adds a method that returns a stream: its values go out one by one, as fast as the caller takes them.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use objbus::{Bus, MethodTable, Untyped, stream_of};
+    ///
+    /// let bus = Bus::in_memory();
+    /// let table = MethodTable::named("Clock").stream("countdown", |from: u32| stream_of((0..from).rev()));
+    /// let _published = bus.publish("clock", table)?;
+    ///
+    /// let clock: Untyped = bus.proxy("clock").wait()?;
+    /// let mut left = clock.stream::<(u32,), u32>("countdown", &(3,)).wait()?;
+    /// assert_eq!(left.iter().collect::<Result<Vec<_>, _>>()?, [2, 1, 0]);
+    /// # Ok(()) }
+    /// ```
+    pub fn stream<A, F: StreamCallable<A>>(mut self, name: &str, closure: F) -> MethodTable {
+        let (arguments, result) = F::types(&mut self.types);
+        let never = TypeRef::Primitive(Primitive::Never);
+        let handler = streams::handler(move |request, opening| closure.open(&request, opening));
+        self.add(name, (arguments, result, never), handler)
     }
 
     /// Adds a property, read by calling the closure.

@@ -25,6 +25,10 @@ pub enum Refusal {
     },
     /// There is no shared memory left for the result; the method ran.
     NoMemory,
+    /// There is no memory for what goes along with the call; the method did not run.
+    NoRoom,
+    /// The caller has given up what goes along with the call; the method did not run.
+    Cancelled,
 }
 
 /// What a handler gives: that the output holds the result or the method's own error, or why it does not.

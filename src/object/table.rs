@@ -120,6 +120,16 @@ pub(crate) enum Handler {
     Async(Arc<AsyncHandler>),
 }
 
+/// The handler that runs this code.
+pub(super) fn asynchronous<F, R>(code: F) -> Handler
+where
+    F: Fn(AsyncInvocation) -> R + Send + Sync + 'static,
+    R: Future<Output = Completed> + Send + 'static,
+{
+    let pool = FuturePool::<R>::new();
+    Handler::Async(Arc::new(move |call| pool.start(code(call))))
+}
+
 /// One method of an object.
 #[derive(Clone)]
 pub(crate) struct Method {
@@ -185,8 +195,7 @@ impl MethodTable {
         R: Future<Output = Completed> + Send + 'static,
     {
         let signature = spec.signature(&mut self.types);
-        let pool = FuturePool::<R>::new();
-        self.push(signature, Handler::Async(Arc::new(move |call| pool.start(handler(call)))));
+        self.push(signature, asynchronous(handler));
     }
 
     /// Sets the docs of the object as a whole; for generated code.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering, fence};
 use super::hosted::Hosted;
 use crate::blob::limit::{Charge, NoMemory};
 use crate::blob::supply::Reclaim;
+use crate::channel::Ending;
 use crate::engine::Engine;
 use crate::parcels::{Parcels, Resident};
 use crate::peer::Peer;
@@ -262,6 +263,7 @@ impl OwnerLane {
     fn caller_is_gone(self: &Arc<Self>, engine: &'static Engine) {
         if self.state.compare_exchange(LIVE, GONE, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             self.object.end_abandoned(self);
+            self.parcels.channels().end(Ending::Lost);
             // A worker drains the ring and settles the lane, whether there is something in it or not.
             engine.pool.enqueue(Arc::clone(self));
         }

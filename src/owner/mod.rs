@@ -13,5 +13,5 @@ pub(crate) mod lane;
 pub(crate) mod listener;
 pub(crate) mod permits;
 pub(crate) mod pool;
-mod respond;
+pub(crate) mod respond;
 pub(crate) mod task;

@@ -25,7 +25,6 @@ use rustix::io::Errno;
 use super::dispatch;
 use super::lane::OwnerLane;
 use super::permits::Queued;
-use super::task::Task;
 use crate::engine::Engine;
 use crate::ring::layout::{NO_CPU, SLOTS};
 use crate::ring::owner::{Request, Take};
@@ -53,6 +52,11 @@ const MUTED_NS: u64 = 10_000_000;
 /// The epoll token of the pool's own doorbell.
 const KICK: u64 = 0;
 
+/// Something for a worker to do that is no request: an async method or a job to be polled.
+pub(crate) trait Work: Send + Sync {
+    fn run(self: Arc<Self>);
+}
+
 /// The workers of a process and what they share.
 pub(crate) struct Pool {
     epoll: Fd,
@@ -65,8 +69,8 @@ pub(crate) struct Pool {
     hot: SegQueue<Arc<OwnerLane>>,
     /// Requests whose turn has come.
     queued: SegQueue<Queued>,
-    /// Async methods to poll.
-    tasks: SegQueue<Arc<Task>>,
+    /// Async methods and jobs to poll.
+    tasks: SegQueue<Arc<dyn Work>>,
     sleeping: AtomicUsize,
     /// Workers that linger on lanes.
     polling: AtomicUsize,
@@ -160,7 +164,7 @@ impl Pool {
     }
 
     /// Has a worker poll the task.
-    pub fn enqueue_task(&'static self, task: Arc<Task>) {
+    pub fn enqueue_task(&'static self, task: Arc<dyn Work>) {
         self.tasks.push(task);
         self.wake_one();
     }

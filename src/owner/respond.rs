@@ -75,6 +75,8 @@ impl From<Refusal> for Refused {
             Refusal::BadResponse(reason) => Refused::BadResponse(reason),
             Refusal::TooLarge { limit, size } => Refused::TooLargeResponse { limit, size },
             Refusal::NoMemory => Refused::NoMemory { executed: Executed::Yes },
+            Refusal::NoRoom => Refused::NoMemory { executed: Executed::No },
+            Refusal::Cancelled => Refused::Cancelled { executed: Executed::No },
         }
     }
 }
@@ -197,7 +199,7 @@ fn publish_refused(lane: &OwnerLane, slot: usize, wanted: u32, refused: &Refused
 
 /// What a panic says, and what it does to the object.
 #[cold]
-fn panicked(object: &Hosted, panic: Box<dyn Any + Send>) -> Refused {
+pub(crate) fn panicked(object: &Hosted, panic: Box<dyn Any + Send>) -> Refused {
     let message = match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
         (Some(message), _) => (*message).to_owned(),
         (_, Some(message)) => message.clone(),

@@ -20,6 +20,7 @@ use super::context::{self, Served};
 use super::dispatch;
 use super::hosted::{Hosted, Runtime};
 use super::lane::OwnerLane;
+use super::pool::Work;
 use super::respond::Response;
 use crate::blob::limit::Charge;
 use crate::engine::{Engine, Token};
@@ -168,16 +169,8 @@ impl Task {
         if let Some(outer) = outer {
             outer.wake();
         } else if !self.queued.swap(true, Ordering::AcqRel) {
-            self.engine.pool.enqueue_task(Arc::clone(self));
+            self.engine.pool.enqueue_task(Arc::clone(self) as Arc<dyn Work>);
         }
-    }
-
-    /// Polls it, on a worker.
-    pub fn run(self: Arc<Self>) {
-        // Before the poll: a wake during it must queue the task again.
-        self.queued.store(false, Ordering::Release);
-        let waker = Waker::from(Arc::clone(&self));
-        let _ = self.poll(&mut Context::from_waker(&waker));
     }
 
     fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
@@ -230,6 +223,16 @@ impl Drop for Task {
         if let Some(running) = self.running.get_mut().take() {
             running.abandon();
         }
+    }
+}
+
+impl Work for Task {
+    /// Polls it.
+    fn run(self: Arc<Self>) {
+        // Before the poll: a wake during it must queue the task again.
+        self.queued.store(false, Ordering::Release);
+        let waker = Waker::from(Arc::clone(&self));
+        let _ = self.poll(&mut Context::from_waker(&waker));
     }
 }
 

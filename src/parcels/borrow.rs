@@ -309,9 +309,7 @@ impl Drop for View {
         }
         // SAFETY: a value is dropped once, and nothing looks at the field after this.
         let parcels = unsafe { ManuallyDrop::take(&mut self.parcels) };
-        if parcels.held.release() {
-            parcels.settle();
-        }
+        parcels.release();
     }
 }
 

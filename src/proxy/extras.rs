@@ -6,8 +6,12 @@
 use std::fmt;
 use std::sync::Arc;
 
+use futures_core::Stream;
+use serde::Serialize;
+
 use super::callback::Exported;
 use super::lane::Lane;
+use crate::channel::{ChannelId, ItemReceiver, Place, ReceiveExtra, SendExtra, StreamUpload};
 use crate::error::BusError;
 use crate::object::Object;
 
@@ -49,6 +53,24 @@ impl Extras {
         self.0.push(Box::new(extra));
     }
 
+    /// The owner is to send what its method gives one by one. For generated code.
+    pub fn receive(&mut self) -> Receiving {
+        let (extra, id, place) = ReceiveExtra::new();
+        self.push(extra);
+        Receiving { id, place }
+    }
+
+    /// The owner's method takes what `stream` gives. For generated code.
+    pub fn send<S>(&mut self, stream: S) -> ChannelId
+    where
+        S: Stream + Send + 'static,
+        S::Item: Serialize,
+    {
+        let (extra, id) = SendExtra::new(StreamUpload::new(stream));
+        self.push(extra);
+        id
+    }
+
     #[cold]
     pub(super) fn attach(&mut self, lane: &Arc<Lane>) -> Result<(), BusError> {
         self.0.iter_mut().try_for_each(|extra| extra.attach(lane))
@@ -57,6 +79,25 @@ impl Extras {
     #[cold]
     pub(super) fn clear(&mut self) {
         self.0.clear();
+    }
+}
+
+/// Where the caller of a method finds what that gives one by one. For generated code.
+pub struct Receiving {
+    id: ChannelId,
+    pub(super) place: Place<ItemReceiver>,
+}
+
+impl Receiving {
+    /// What stands for it behind the arguments.
+    pub fn id(&self) -> ChannelId {
+        self.id
+    }
+}
+
+impl fmt::Debug for Receiving {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Receiving({:?})", self.id)
     }
 }
 

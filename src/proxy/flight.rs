@@ -229,7 +229,10 @@ impl Flight {
         slot: usize,
         lane: &Arc<Lane>,
     ) -> Result<(), Verdict> {
-        let told = request.extras.attach(lane).map_err(Verdict::Fail);
+        let told = request.extras.attach(lane).map_err(|error| match error {
+            CallError::Disconnected { .. } => Verdict::unsent(lane.heard_end()),
+            error => Verdict::Fail(error),
+        });
         let lent = told.and_then(|()| {
             if request.spill.is_none() && request.blobs.is_empty() {
                 return Ok(());

@@ -181,6 +181,11 @@ impl Lane {
         self.fate() == Fate::Open && self.ring.closing() == OPEN
     }
 
+    /// The link whose lane it is, while anybody uses that.
+    pub fn link(&self) -> Option<Arc<Link>> {
+        self.link.upgrade()
+    }
+
     /// Rings if the owner does not poll the lane.
     #[inline(always)]
     pub fn ring_if_asleep(&self) -> Sent {

@@ -24,6 +24,7 @@ use serde::de::DeserializeOwned;
 
 use crate::object::{Interface, Proxy};
 use crate::owner::dispatch::DESCRIBE_KEY;
+use crate::stream::{Stream, StreamCall};
 use crate::sys::clock;
 use crate::wire::describe::Description;
 use crate::wire::errors::OwnError;
@@ -37,7 +38,8 @@ pub use call::Call;
 pub use callback::CalledBack;
 pub(crate) use callback::WayBack;
 pub use connect::Connect;
-pub use extras::Extras;
+pub(crate) use extras::Extra;
+pub use extras::{Extras, Receiving};
 pub(crate) use lane::{Lane, Parts as LaneParts};
 pub(crate) use link::{HANDSHAKE_NS, Link};
 
@@ -95,6 +97,20 @@ impl Handle {
         extras: Extras,
     ) -> Call<T, E> {
         self.call(index, method, arguments).with(extras)
+    }
+
+    /// As [`call_with`](Self::call_with), of a method that returns a stream: the last of the arguments stands for the channel. For
+    /// generated code.
+    #[doc(hidden)]
+    pub fn stream<A: Serialize + ?Sized, T, E: OwnError>(
+        &self,
+        index: usize,
+        method: &'static str,
+        arguments: &A,
+        extras: Extras,
+        receiving: Receiving,
+    ) -> StreamCall<T, E> {
+        StreamCall::new(self.call_with(index, method, arguments, extras), receiving.place)
     }
 
     /// The name of the object.
@@ -176,6 +192,30 @@ impl Untyped {
     ) -> Call<T, E> {
         let key = method_key_of::<A, T, E>(name);
         Call::named(&self.handle.link, key, name, self.handle.style, arguments)
+    }
+
+    /// A call of the method `name` that returns a stream, and cannot fail by itself.
+    pub fn stream<A: Arguments, T: Type + DeserializeOwned>(
+        &self,
+        name: &str,
+        arguments: &A,
+    ) -> StreamCall<T> {
+        self.try_stream::<A, T, std::convert::Infallible>(name, arguments)
+    }
+
+    /// A call of the method `name` that returns a stream, or an error of its own.
+    pub fn try_stream<A: Arguments, T: Type + DeserializeOwned, E: OwnError>(
+        &self,
+        name: &str,
+        arguments: &A,
+    ) -> StreamCall<T, E> {
+        let mut extras = Extras::default();
+        let receiving = extras.receive();
+        let key = method_key_of::<A, Stream<T>, E>(name);
+        // Tuples are written as what they hold, so this is a tuple of one more.
+        let arguments = (arguments, receiving.id());
+        let call = Call::named(&self.handle.link, key, name, self.handle.style, &arguments);
+        StreamCall::new(call.with(extras), receiving.place)
     }
 
     /// Reads the property `name`.

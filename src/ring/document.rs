@@ -5,6 +5,7 @@ use std::mem::offset_of;
 
 use serde::Serialize;
 
+use super::channel::*;
 use super::layout::*;
 use crate::error::Executed;
 use crate::handshake::{self, Hello, Message, Refusal, Welcome};
@@ -100,6 +101,10 @@ fn memories(built: &mut Built) {
     fields!(built, "Response memory words", ResponseMemory, polled, closing, started, slots, returns);
     fields!(built, "Slot", ResponseSlot, count, meta, len, lent, body);
     fields!(built, "Returns", Returns, count, wanted, bits);
+    fields!(built, "Sender memory words", SenderMemory, sleep, cpu, ring);
+    fields!(built, "Receiver memory words", ReceiverMemory, sleep, closed, cpu, taken);
+    let words = [("CHANNEL_WORDS", CHANNEL_WORDS as u64), ("ITEM_WORDS", ITEM_WORDS as u64)];
+    built.numbers("Channel sizes", &words);
     let loan =
         [("lease", (0, 4)), ("segment", (4, 4)), ("offset", (8, 8)), ("len", (16, 8)), ("end", (24, 0))];
     built.section("Loan", &loan);
@@ -165,6 +170,29 @@ fn meta_words(built: &mut Built) {
             ("SPILLED", RequestMeta::SPILLED.into()),
             ("ONE_WAY", RequestMeta::ONE_WAY.into()),
             ("CHAIN", RequestMeta::CHAIN.into()),
+        ],
+    );
+    let zero = ItemHeader { len: 0, lent: 0, flags: 0 };
+    let bits = |header: ItemHeader| {
+        let word = header.pack() ^ if header.flags == 0 { zero.pack() } else { 0 };
+        (u64::from(word.trailing_zeros()), u64::from(63 - word.leading_zeros()))
+    };
+    built.section(
+        "Item header",
+        &[
+            ("len", bits(ItemHeader { len: u32::MAX, ..zero })),
+            ("lent", bits(ItemHeader { lent: u16::MAX, ..zero })),
+            ("flags", bits(ItemHeader { flags: u16::MAX, ..zero })),
+        ],
+    );
+    built.numbers(
+        "Item flags",
+        &[
+            ("PRESENT", ItemHeader::PRESENT.into()),
+            ("SPILLED", ItemHeader::SPILLED.into()),
+            ("MISSED", ItemHeader::MISSED.into()),
+            ("END", ItemHeader::END.into()),
+            ("CUT", ItemHeader::CUT.into()),
         ],
     );
     built.numbers("Response flags", &[("SPILLED", ResponseMeta::SPILLED.into())]);
@@ -254,6 +282,10 @@ fn sockets(built: &mut Built) {
             ("SEGMENT", parcels::SEGMENT.into()),
             ("DROPPED", parcels::DROPPED.into()),
             ("LEFT", parcels::LEFT.into()),
+            ("OFFER", parcels::OFFER.into()),
+            ("ACCEPT", parcels::ACCEPT.into()),
+            ("CHANNEL_WAKE", parcels::CHANNEL_WAKE.into()),
+            ("CHANNEL_END", parcels::CHANNEL_END.into()),
             ("CALLBACKS", parcels::CALLBACKS.into()),
             ("CALLBACK_DROPPED", parcels::CALLBACK_DROPPED.into()),
             ("CALLBACK_KEPT", parcels::CALLBACK_KEPT.into()),
@@ -261,7 +293,13 @@ fn sockets(built: &mut Built) {
     );
     built.section(
         "Lane message words",
-        &[("number", (0, 1)), ("id", (1, 4)), ("len", (5, 8)), ("end", (parcels::MESSAGE_MAX as u64, 0))],
+        &[
+            ("number", (0, 1)),
+            ("id", (1, 4)),
+            ("len", (5, 8)),
+            ("half", (5, 1)),
+            ("end", (parcels::MESSAGE_MAX as u64, 0)),
+        ],
     );
     let tokens = [
         Token::Primitive,
@@ -273,6 +311,7 @@ fn sockets(built: &mut Built) {
         Token::Named,
         Token::Again,
         Token::Opaque,
+        Token::Stream,
         Token::UnitShape,
         Token::NewtypeShape,
         Token::TupleShape,

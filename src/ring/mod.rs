@@ -22,6 +22,7 @@
 #[cfg(not(loom))]
 pub(crate) mod buffer;
 pub(crate) mod caller;
+pub(crate) mod channel;
 #[cfg(all(test, not(loom)))]
 mod document;
 pub(crate) mod layout;

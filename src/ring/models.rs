@@ -32,6 +32,7 @@ use crate::sync::Ordering;
 use crate::sync::left_out::{self, Part};
 
 mod calls;
+mod channel;
 mod death;
 mod ending;
 mod holding;
@@ -76,14 +77,24 @@ fn without_order_of(function: &str) {
     leave_out(Part::Order, function);
 }
 
+/// As [`without_fence_of`], where several types have a function of that name.
+fn without_fence_in(block: &str, function: &str) {
+    leave_out_in(Part::Fence, block, function);
+}
+
 fn leave_out(part: Part, function: &str) {
+    leave_out_in(part, "", function);
+}
+
+fn leave_out_in(part: Part, block: &str, function: &str) {
     let files = [
         ("ring/caller.rs", include_str!("caller.rs")),
+        ("ring/channel.rs", include_str!("channel.rs")),
         ("ring/owner.rs", include_str!("owner.rs")),
         ("ring/leases.rs", include_str!("leases.rs")),
     ];
     for (file, text) in files {
-        let mut lines = text.lines().enumerate();
+        let mut lines = text.lines().enumerate().skip_while(|(_, line)| !line.starts_with(block));
         let Some((start, first)) = lines.find(|(_, line)| line.contains(&format!("fn {function}("))) else {
             continue;
         };

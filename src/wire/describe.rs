@@ -124,6 +124,7 @@ impl fmt::Display for Named<'_> {
                 of => f.write_str(of.map_or("?", |of| of.name.as_str())),
             },
             TypeRef::Opaque(name) => write!(f, "opaque \"{name}\""),
+            TypeRef::Stream(inner) => write!(f, "Stream<{}>", named(inner)),
         }
     }
 }

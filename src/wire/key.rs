@@ -101,6 +101,7 @@ pub(crate) enum Token {
     Named = 7,
     Again = 8,
     Opaque = 9,
+    Stream = 10,
     UnitShape = 16,
     NewtypeShape = 17,
     TupleShape = 18,
@@ -152,6 +153,7 @@ impl Walk<'_> {
                 self.token(Token::Opaque);
                 self.text(name);
             }
+            TypeRef::Stream(inner) => self.wrapping(Token::Stream, inner),
         }
     }
 

@@ -407,7 +407,8 @@ impl fmt::Debug for Output {
     }
 }
 
-/// A body in the arena, and what is appended to it.
+/// A body in the arena, and what is appended to it. A clone is the same memory.
+#[derive(Clone)]
 pub(crate) struct Spilled {
     /// Shared with the lease that it is lent by.
     chunk: Arc<Chunk>,

@@ -55,6 +55,8 @@ pub enum TypeRef {
     Named(u32),
     /// A type known by an agreed name only.
     Opaque(String),
+    /// Values that come one after the other, beside the call.
+    Stream(Box<TypeRef>),
 }
 
 /// A type that stands for itself.

@@ -74,6 +74,12 @@ impl Declared {
         let written = signature.clone();
         make_future(signature);
         let method = method?;
+        if let Some(spot) = method.stream_span() {
+            return Err(Error::new(
+                spot,
+                "a method of an interface has no streams: put this one into an `#[objbus::object]` block",
+            ));
+        }
         check_result(&method, &written)?;
         check_callbacks(&method)?;
         Ok(Declared { method, signature: signature.clone() })

@@ -60,10 +60,14 @@ pub(crate) struct Argument {
     pub(crate) name: Ident,
     pub(crate) ty: Type,
     pub(crate) received: Received,
+    /// Of an `objbus::Stream<T>`, the `T`: the caller hands in any stream of it.
+    pub(crate) stream_of: Option<Type>,
 }
 
 /// What a method returns.
 pub(crate) struct Returns {
+    /// Of an `impl Stream<Item = T>`, the `T` as the caller gets it.
+    stream_of: Option<Type>,
     /// The value as written (`()` if nothing is), unless an alias of `Result` hides it.
     pub(crate) written: Option<Type>,
     /// The value as the caller gets it.
@@ -82,6 +86,19 @@ impl Method {
     ) -> Result<Method> {
         refuse_modifiers(signature)?;
         let arguments = arguments(signature, this)?;
+        let returns = Returns::of(&signature.output, this)?;
+        if returns.stream_of.is_some() && arguments.len() == MOST_ARGUMENTS {
+            return Err(Error::new(
+                signature.inputs.span(),
+                format!("a method that returns a stream has at most {} arguments", MOST_ARGUMENTS - 1),
+            ));
+        }
+        if marks.property && returns.stream_of.is_some() {
+            return Err(Error::new(
+                signature.output.span(),
+                "a property has one value: a stream is a method's",
+            ));
+        }
         if marks.property && !arguments.is_empty() {
             return Err(Error::new(signature.inputs.span(), "a property is read without arguments"));
         }
@@ -92,7 +109,7 @@ impl Method {
             property: marks.property,
             is_async: signature.asyncness.is_some(),
             arguments,
-            returns: Returns::of(&signature.output, this)?,
+            returns,
         })
     }
 
@@ -150,7 +167,9 @@ impl Method {
         let wires = quote!((#(#wires,)*));
         let holders = quote!((#(#holders,)*));
         let call = quote!(#target(#receiver #(, #passed)*));
-        let add = if self.is_async {
+        let add = if self.returns.stream_of.is_some() {
+            self.streaming(&spec, &call)
+        } else if self.is_async {
             let answer = self.returns.answer(&quote!(answer), &quote!(#call.await));
             quote! {
                 table.asynchronous(#spec, move |call: ::objbus::__private::AsyncInvocation| {
@@ -183,35 +202,89 @@ impl Method {
         }
     }
 
+    /// As [`handler`](Self::handler), of a method that returns a stream.
+    fn streaming(&self, spec: &TokenStream, call: &TokenStream) -> TokenStream {
+        let holders = (0..self.arguments.len()).map(|index| format_ident!("argument_{index}"));
+        let wires = self.arguments.iter().map(|argument| argument.received.wire());
+        let call = if self.is_async { quote!(#call.await) } else { call.clone() };
+        let stream = if self.returns.is_result() {
+            let into_result =
+                quote_spanned!(self.returns.error_span()=> ::objbus::MethodResult::into_result(#call));
+            quote! {
+                match #into_result {
+                    ::objbus::__private::Result::Ok(stream) => stream,
+                    ::objbus::__private::Result::Err(error) => return opening.fail(error),
+                }
+            }
+        } else {
+            call
+        };
+        quote! {
+            table.streaming(#spec, move |request: ::objbus::__private::AsyncRequest, opening: ::objbus::__private::Opening| {
+                let this = ::objbus::__private::Arc::clone(&this);
+                async move {
+                    let (#(#holders,)* channel,): (#(#wires,)* u32,) = match request.arguments() {
+                        ::objbus::__private::Result::Ok(arguments) => arguments,
+                        ::objbus::__private::Result::Err(refusal) => return opening.refuse(refusal),
+                    };
+                    let ::core::option::Option::Some(opening) = opening.claim(channel) else { return };
+                    let stream = #stream;
+                    opening.pump(stream).await
+                }
+            });
+        }
+    }
+
     /// The expression that makes the call through a proxy's handle.
     pub(crate) fn call(&self, methods: &TokenStream) -> TokenStream {
         let name = self.name_on_the_bus();
         let names = self.arguments.iter().map(|argument| &argument.name);
         let (value, error) = self.returns.at_caller();
+        let index = quote!(const { ::objbus::__private::index_of(#methods, #name) });
         let along: Vec<_> = self.arguments.iter().filter_map(Argument::put_along).collect();
-        let (function, extras) =
-            if along.is_empty() { (quote!(call), None) } else { (quote!(call_with), Some(quote!(extras))) };
-        let begin = extras.as_ref().map(|extras| {
-            quote! {
-                let mut #extras = ::objbus::__private::Extras::default();
+        if let Some(item) = &self.returns.stream_of {
+            return quote! {{
+                let mut extras = ::objbus::__private::Extras::default();
                 #(#along)*
-            }
-        });
-        let call = quote! {
-            self.handle.#function::<_, #value, #error>(
-                const { ::objbus::__private::index_of(#methods, #name) },
-                #name,
-                &(#(&#names,)*),
-                #extras
-            )
-        };
-        if begin.is_some() { quote!({ #begin #call }) } else { call }
+                let receiving = extras.receive();
+                let arguments = (#(&#names,)* receiving.id(),);
+                self.handle.stream::<_, #item, #error>(#index, #name, &arguments, extras, receiving)
+            }};
+        }
+        if along.is_empty() {
+            return quote!(self.handle.call::<_, #value, #error>(#index, #name, &(#(&#names,)*)));
+        }
+        quote! {{
+            let mut extras = ::objbus::__private::Extras::default();
+            #(#along)*
+            self.handle.call_with::<_, #value, #error>(#index, #name, &(#(&#names,)*), extras)
+        }}
+    }
+
+    /// The type of what a proxy's method gives.
+    pub(crate) fn call_type(&self) -> TokenStream {
+        let (value, error) = self.returns.at_caller();
+        match &self.returns.stream_of {
+            Some(item) => quote!(::objbus::StreamCall<#item, #error>),
+            None => quote!(::objbus::Call<#value, #error>),
+        }
+    }
+
+    /// Where the signature has a stream, if it has one.
+    pub(crate) fn stream_span(&self) -> Option<Span> {
+        let of_argument = self.arguments.iter().find_map(|argument| argument.stream_of.as_ref());
+        of_argument.or(self.returns.stream_of.as_ref()).map(Spanned::span)
     }
 }
 
 impl Argument {
     /// The type by which a proxy takes the argument: as written, with lifetimes elided.
     pub(crate) fn proxy_type(&self) -> Type {
+        if let Some(item) = &self.stream_of {
+            return parse_quote_spanned! {self.ty.span()=>
+                impl ::objbus::futures_core::Stream<Item = #item> + ::core::marker::Send + 'static
+            };
+        }
         let Some(callback) = self.received.callback() else { return travel::elided(&self.ty) };
         let interface = &callback.interface;
         let object: Type = parse_quote_spanned! {self.ty.span()=>
@@ -230,8 +303,11 @@ impl Argument {
 
     /// What goes along with the call has a number stand for it among the arguments.
     fn put_along(&self) -> Option<TokenStream> {
-        let (name, proxy) = (&self.name, self.received.callback()?.proxy());
-        let span = self.ty.span();
+        let (name, span) = (&self.name, self.ty.span());
+        if self.stream_of.is_some() {
+            return Some(quote_spanned!(span=> let #name = extras.send(#name);));
+        }
+        let proxy = self.received.callback()?.proxy();
         Some(if self.received.is_optional() {
             quote_spanned!(span=> let #name = #name.map(|given| extras.export(#proxy::objbus_object(given)));)
         } else {
@@ -246,9 +322,12 @@ impl Returns {
             ReturnType::Default => syn::parse_quote!(()),
             ReturnType::Type(_, ty) => without_self(ty, this),
         };
+        if let Some((plain, item)) = travel::streams(&written)? {
+            return Returns::of_stream(&plain, item);
+        }
         let Some(arguments) = travel::arguments_of(&written, "Result") else {
             let owned = travel::owned(&written)?;
-            return Ok(Returns { written: Some(written), owned, wire_error: None });
+            return Ok(Returns { stream_of: None, written: Some(written), owned, wire_error: None });
         };
         let projected = |name: TokenStream| -> Result<Type> {
             let whole = travel::owned(&written)?;
@@ -263,7 +342,17 @@ impl Returns {
         };
         let value = arguments.first().map(|value| (*value).clone());
         let owned = value.as_ref().map_or_else(|| projected(quote!(Ok)), travel::owned)?;
-        Ok(Returns { written: value, owned, wire_error: Some(wire_error) })
+        Ok(Returns { stream_of: None, written: value, owned, wire_error: Some(wire_error) })
+    }
+
+    /// Of a method that returns a stream of `item`, where `plain` stands for what it returns, with `()` in place of the stream.
+    fn of_stream(plain: &Type, item: Type) -> Result<Returns> {
+        let output = ReturnType::Type(Default::default(), Box::new(plain.clone()));
+        let mut returns = Returns::of(&output, None)?;
+        let item = travel::owned(&item)?;
+        returns.owned = syn::parse_quote_spanned!(item.span()=> ::objbus::Stream<#item>);
+        returns.stream_of = Some(item);
+        Ok(returns)
     }
 
     pub(crate) fn is_result(&self) -> bool {
@@ -342,7 +431,8 @@ fn arguments(signature: &Signature, this: Option<&Type>) -> Result<Vec<Argument>
         };
         let ty = without_self(&typed.ty, this);
         let received = Received::of(&ty)?;
-        Ok(Argument { name, ty, received })
+        let stream_of = travel::argument_of(&ty, "Stream").cloned();
+        Ok(Argument { name, ty, received, stream_of })
     });
     let arguments = arguments.collect::<Result<Vec<_>>>()?;
     if arguments.len() > MOST_ARGUMENTS {

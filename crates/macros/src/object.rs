@@ -147,13 +147,13 @@ fn function(object: &Ident, method: &Method) -> TokenStream {
     let fallback = (!method.is_documented()).then(|| quote!(#[doc = #line]));
     let names = method.arguments.iter().map(|argument| &argument.name);
     let types = method.arguments.iter().map(|argument| argument.proxy_type());
-    let (value, error) = method.returns.at_caller();
+    let returns = method.call_type();
     let call = method.call(&quote!(Self::OBJBUS_METHODS));
     quote! {
         #fallback
         #(#attrs)*
         #[inline]
-        pub fn #name(&self #(, #names: #types)*) -> ::objbus::Call<#value, #error> {
+        pub fn #name(&self #(, #names: #types)*) -> #returns {
             #call
         }
     }

@@ -379,6 +379,9 @@ pub(crate) fn schema_of_error(ty: &Type) -> TokenStream {
 /// Why a type can never travel, if so.
 fn refuse(ty: &Type) -> Option<Error> {
     let why = match ty {
+        Type::ImplTrait(of) if of.bounds.iter().any(|bound| stream_item(bound).is_some()) => {
+            "a method takes a stream as `objbus::Stream<T>`, for which callers hand in any stream, and returns one as `impl Stream<Item = T>`, by itself or in a `Result`: write it so"
+        }
         Type::ImplTrait(_) => "the other process must know the type: name it instead of `impl Trait`",
         Type::TraitObject(_) => "the other process must know the type: name it instead of `dyn Trait`",
         Type::Ptr(_) => "a pointer means nothing in another process: send the value itself",
@@ -390,6 +393,51 @@ fn refuse(ty: &Type) -> Option<Error> {
         _ => return None,
     };
     Some(Error::new(ty.span(), format!("{why}, or mark the method `#[objbus(skip)]`")))
+}
+
+/// What a method returns that returns an `impl Stream<Item = T>`, by itself or in a `Result`: the same with `()` in the stream's
+/// place, and the `T`.
+pub(crate) fn streams(ty: &Type) -> Result<Option<(Type, Type)>> {
+    struct Streams(Option<Result<Type>>);
+
+    impl VisitMut for Streams {
+        fn visit_type_mut(&mut self, ty: &mut Type) {
+            if let Type::ImplTrait(of) = ty
+                && let Some(item) = of.bounds.iter().find_map(stream_item)
+            {
+                self.0 = Some(item);
+                *ty = syn::parse_quote_spanned!(of.span()=> ());
+            }
+        }
+    }
+
+    let (mut plain, mut found) = (ty.clone(), Streams(None));
+    match &mut plain {
+        Type::Path(path) => {
+            let last = path.path.segments.last_mut().filter(|last| last.ident == "Result");
+            if let Some(PathArguments::AngleBracketed(arguments)) = last.map(|last| &mut last.arguments)
+                && let Some(GenericArgument::Type(first)) = arguments.args.first_mut()
+            {
+                found.visit_type_mut(first);
+            }
+        }
+        other => found.visit_type_mut(other),
+    }
+    found.0.map(|item| item.map(|item| (plain, item))).transpose()
+}
+
+/// The `T` of a bound `Stream<Item = T>`.
+fn stream_item(bound: &TypeParamBound) -> Option<Result<Type>> {
+    let TypeParamBound::Trait(bound) = bound else { return None };
+    let last = bound.path.segments.last().filter(|last| last.ident == "Stream")?;
+    let PathArguments::AngleBracketed(arguments) = &last.arguments else {
+        return Some(Err(Error::new(bound.span(), "say what the stream gives: `impl Stream<Item = T>`")));
+    };
+    let item = arguments.args.iter().find_map(|argument| match argument {
+        GenericArgument::AssocType(item) if item.ident == "Item" => Some(item.ty.clone()),
+        _ => None,
+    });
+    Some(item.ok_or_else(|| Error::new(bound.span(), "say what the stream gives: `impl Stream<Item = T>`")))
 }
 
 /// Whether a type is `[u8]`.
@@ -404,7 +452,7 @@ fn is_named(ty: &Type, name: &str) -> bool {
 }
 
 /// The `T` of `name<T>`.
-fn argument_of<'a>(ty: &'a Type, name: &str) -> Option<&'a Type> {
+pub(crate) fn argument_of<'a>(ty: &'a Type, name: &str) -> Option<&'a Type> {
     match arguments_of(ty, name)?.as_slice() {
         [only] => Some(only),
         _ => None,

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use super::{Fate, Lane, Orphans};
+use crate::channel::Ending;
 use crate::engine::Engine;
 use crate::owner::exports::ExportTable;
 use crate::parcels::Resident;
@@ -27,6 +28,13 @@ impl Lane {
             return;
         }
         self.wake_tasks();
+        self.parcels.channels().end(match fate {
+            Fate::OwnerDied => Ending::Died,
+            Fate::Unpublished | Fate::Replaced => Ending::Unpublished,
+            Fate::Broken => Ending::Broken,
+            Fate::Closed => Ending::Closed,
+            Fate::Lost | Fate::Open | Fate::Dying => Ending::Lost,
+        });
         self.retell();
         self.exports.end();
         if let Some(link) = self.link.upgrade() {
