@@ -38,6 +38,8 @@
 //!   types that methods take and give.
 //! - [`Call`]: what a proxy's method returns. Wait for it, await it, send it one way, give it a time-out, or drop it.
 //! - [`CallError`]: the method's own error, or the bus's, which says whether the method ran.
+//! - [`Event`] and [`Watched`]: what an object tells by itself, to any number of subscribers, and a value of which others want to
+//!   know what it is now. The page `docs/events.md` of the repository says what is promised.
 //! - [`CallContext`]: what a method can ask about its call: who calls, how long will they wait, do they still.
 //!
 //! # Blobs
@@ -138,6 +140,11 @@ struct Blobs;
 #[doc = include_str!("../docs/callbacks.md")]
 struct Callbacks;
 
+/// Runs what `docs/events.md` shows.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/events.md")]
+struct EventsGuide;
+
 // The macros' code names the crate as its users do.
 extern crate self as objbus;
 
@@ -153,6 +160,8 @@ mod channel;
 mod engine;
 #[cfg(not(loom))]
 mod error;
+#[cfg(not(loom))]
+mod events;
 #[cfg(not(loom))]
 mod handshake;
 #[cfg(not(loom))]
@@ -203,6 +212,8 @@ pub use bus::{Bus, BusBuilder, CopyOnArrival, Spin};
 #[cfg(not(loom))]
 pub use error::{BusError, CallError, ConnectError, Executed, OpenError, PublishError, RemoteError};
 #[cfg(not(loom))]
+pub use events::{EmitError, Event, Events, Gap, Lag, Subscribe, Watch, Watched};
+#[cfg(not(loom))]
 pub use futures_core;
 #[cfg(not(loom))]
 pub use objbus_macros::{Type, interface, object};
@@ -219,7 +230,7 @@ pub use publish::{Publication, Published, Shutdown};
 #[cfg(not(loom))]
 pub use stream::{Iter, Next, Stream, StreamCall, stream_of};
 #[cfg(not(loom))]
-pub use wire::describe::{Description, MethodDescription};
+pub use wire::describe::{Description, MethodDescription, MethodKind};
 #[cfg(not(loom))]
 pub use wire::errors::{MethodResult, OwnError, WireError};
 #[cfg(not(loom))]
@@ -230,6 +241,7 @@ pub use wire::schema::{MethodShape, NamedType, Primitive, Schemas, Shape, Type, 
 #[doc(hidden)]
 pub mod __private {
     pub use crate::channel::ChannelId;
+    pub use crate::events::Told;
     pub use crate::object::{
         AsyncInvocation, AsyncRequest, Invocation, MethodSpec, Opening, callback_schema, index_of,
     };

@@ -14,14 +14,14 @@ mod table;
 
 pub use closures::{Callable, FallibleCallable, StreamCallable};
 pub(crate) use invocation::RequestBody;
-pub use invocation::{AsyncInvocation, AsyncRequest, Completed, Invocation, Refusal};
+pub use invocation::{AsyncInvocation, AsyncRequest, Completed, Concluded, Invocation, Refusal};
 pub use pool::PooledFuture;
 pub use streams::Opening;
 pub(crate) use table::Handler;
 pub use table::{MethodSpec, MethodTable, callback_schema, index_of};
 
 #[cfg(test)]
-mod allocations;
+pub(crate) mod allocations;
 #[cfg(test)]
 mod tests;
 

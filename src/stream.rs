@@ -114,6 +114,13 @@ impl<T: DeserializeOwned> Stream<T> {
         }
     }
 
+    /// Tells the sender at once what was taken, and not with the look that finds nothing more.
+    pub(crate) fn tell_taken(&mut self) {
+        if let State::Live(live) = &mut self.state {
+            live.end.tell_taken();
+        }
+    }
+
     #[inline(always)]
     fn given(&mut self, taken: Option<Result<Item, BusError>>) -> Option<Result<(u64, T), BusError>> {
         let State::Live(live) = &mut self.state else { return None };

@@ -10,13 +10,14 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
 /// Every example that has a side of its own to start, and the name that this side publishes.
-const SERVED: [(&str, &str); 6] = [
+const SERVED: [(&str, &str); 7] = [
     ("process_info", "processInfo"),
     ("math", "math"),
     ("interface", "scale"),
     ("one_way", "journal"),
     ("frames", "camera"),
     ("progress", "kitchen"),
+    ("events", "player"),
 ];
 
 #[test]
@@ -73,6 +74,12 @@ fn progress_is_told_to_the_caller_which_says_when_to_stop() {
     let lines: Vec<_> = said.lines().map(|line| line.split(" hears of ").last().unwrap_or(line)).collect();
     assert_eq!(lines[..4], ["10 %", "20 %", "30 %", "stopped at 30 %"], "{said}");
     assert_eq!((lines.len(), lines.last()), (14, Some(&"done to 100 %")), "{said}");
+}
+
+#[test]
+fn a_player_tells_what_it_plays() {
+    let (place, _owner) = served("events");
+    assert_eq!(said_by(&place, "events"), "played Blackbird\nthe volume is Some(Ok(40))\n");
 }
 
 #[test]

@@ -202,7 +202,7 @@ impl ItemReceiver {
         if let Some(taken) = self.take(home) {
             return Some(taken);
         }
-        self.has_drained();
+        self.tell_taken();
         let ending = self.core.ending();
         if ending == Ending::Open {
             return None;
@@ -214,9 +214,9 @@ impl ItemReceiver {
         }))
     }
 
-    /// Nothing is left to take: tells the sender that all was taken.
+    /// Tells the sender what was taken; else it hears once that is much, or nothing is left to take.
     #[inline]
-    fn has_drained(&mut self) {
+    pub fn tell_taken(&mut self) {
         let Some(end) = &mut self.end else { return };
         let cpu = cpu::current();
         if self.cpu != cpu {

@@ -117,6 +117,19 @@ impl ItemSender {
         self.state.lock().push(&self.core, item, missed)
     }
 
+    /// As [`try_push`](Self::try_push), once all that was sent is taken: there is room for one item only.
+    pub fn try_push_alone(&self, item: &EncodedItem) -> Push {
+        let mut state = self.state.lock();
+        match state.is_drained(&self.core) {
+            Ok(true) => state.push(&self.core, item, 0),
+            Ok(false) => Push::Full,
+            Err(Impossible) => {
+                self.core.parcels.violated();
+                Push::Closed
+            }
+        }
+    }
+
     /// As [`try_push`](Self::try_push), for who has the sender to itself.
     #[inline]
     pub fn push_mut(&mut self, item: &EncodedItem) -> Push {
@@ -205,6 +218,18 @@ impl State {
             *end = Some(unsafe { SendEnd::new(core.mine.ptr().cast(), theirs.ptr().cast()) });
         }
         end.as_mut()
+    }
+
+    /// Whether nothing is under way that may still be taken.
+    fn is_drained(&mut self, core: &Core) -> Result<bool, Impossible> {
+        let Some(end) = State::end(&mut self.end, core) else { return Ok(true) };
+        end.look()?;
+        let position = end.position();
+        if end.has_taken(position) || end.is_closed() || core.ending() != Ending::Open {
+            return Ok(true);
+        }
+        self.wanted = Wanted::Taken(position);
+        Ok(false)
     }
 
     #[inline]

@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 use super::invocation::{AsyncRequest, Concluded, Invocation};
 use super::streams::{self, Opening};
 use super::table::{Handler, MethodTable, Signature};
+use crate::events::{Event, Told, Watched};
 use crate::stream::Stream;
 use crate::wire::errors::WireError;
 use crate::wire::schema::{Primitive, Schemas, Type, TypeRef};
@@ -175,6 +176,40 @@ impl MethodTable {
             signature.property = true;
         }
         table
+    }
+
+    /// Adds an event, which is subscribed to.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use objbus::{Bus, Event, MethodTable, Untyped};
+    ///
+    /// let ticks = Event::new();
+    /// let bus = Bus::in_memory();
+    /// let _published = bus.publish("clock", MethodTable::named("Clock").event("ticks", &ticks))?;
+    ///
+    /// let clock: Untyped = bus.proxy("clock").wait()?;
+    /// let mut heard = clock.subscribe::<u32>("ticks").wait()?;
+    /// ticks.emit(&1)?;
+    /// assert_eq!(heard.iter().next(), Some(Ok(1)));
+    /// # Ok(()) }
+    /// ```
+    pub fn event<T: Type + Serialize + 'static>(self, name: &str, event: &Event<T>) -> MethodTable {
+        self.told(name, event.clone())
+    }
+
+    /// Adds a watched property, which is read or subscribed to.
+    pub fn watched<T: Type + Serialize + Send + 'static>(
+        self,
+        name: &str,
+        watched: &Watched<T>,
+    ) -> MethodTable {
+        self.told(name, watched.clone())
+    }
+
+    fn told<S: Told + Send + Sync + 'static>(mut self, name: &str, told: S) -> MethodTable {
+        let types = (Vec::new(), S::schema(&mut self.types), TypeRef::Primitive(Primitive::Never));
+        self.add(name, types, Handler::Plain(Arc::new(move |call| told.serve(call))))
     }
 
     /// Documents the method added last, or, before any, the object.

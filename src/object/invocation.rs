@@ -71,6 +71,11 @@ impl<'a> Invocation<'a> {
         Invocation { body, lent, output, budget }
     }
 
+    /// Whether it has no arguments.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.body.is_empty()
+    }
+
     /// The arguments, borrowing from the request where `T` does.
     #[inline]
     pub fn arguments<T: Deserialize<'a>>(&self) -> Result<T, Box<Refusal>> {

@@ -22,6 +22,8 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::engine::Engine;
+use crate::events::{Subscribe, Watch};
 use crate::object::{Interface, Proxy};
 use crate::owner::dispatch::DESCRIBE_KEY;
 use crate::stream::{Stream, StreamCall};
@@ -111,6 +113,47 @@ impl Handle {
         receiving: Receiving,
     ) -> StreamCall<T, E> {
         StreamCall::new(self.call_with(index, method, arguments, extras), receiving.place)
+    }
+
+    /// A call of the method `method` with this key, whatever the proxy's methods.
+    pub(crate) fn call_by_key<A: Serialize + ?Sized, T: DeserializeOwned + 'static>(
+        &self,
+        key: u64,
+        method: &str,
+        arguments: &A,
+    ) -> Call<T> {
+        Call::named(&self.link, key, method, self.style, arguments)
+    }
+
+    /// The same of one that sends over the channel that goes along.
+    pub(crate) fn stream_by_key<A: Serialize + ?Sized, T>(
+        &self,
+        key: u64,
+        method: &str,
+        arguments: &A,
+        (extras, receiving): (Extras, Receiving),
+    ) -> StreamCall<T> {
+        StreamCall::new(self.call_by_key(key, method, arguments).with(extras), receiving.place)
+    }
+
+    /// The same, whose calls wait until somebody publishes the name and answers.
+    pub(crate) fn patient(mut self) -> Handle {
+        self.style = Style { timeout_ns: u64::MAX, absent: Absent::Wait };
+        self
+    }
+
+    /// Whether this process is a forked child of the one that made it.
+    pub(crate) fn is_foreign(&self) -> bool {
+        self.link.is_foreign()
+    }
+
+    pub(crate) fn engine(&self) -> &'static Engine {
+        self.link.bus.engine
+    }
+
+    /// The key of the proxy's `index`th method.
+    pub(crate) fn key(&self, index: usize) -> u64 {
+        self.keys[index]
     }
 
     /// The name of the object.
@@ -216,6 +259,16 @@ impl Untyped {
         let arguments = (arguments, receiving.id());
         let call = Call::named(&self.handle.link, key, name, self.handle.style, &arguments);
         StreamCall::new(call.with(extras), receiving.place)
+    }
+
+    /// A subscription to the event `name`, of values of type `T`.
+    pub fn subscribe<T: Type + DeserializeOwned + 'static>(&self, name: &str) -> Subscribe<T> {
+        Subscribe::named(&self.handle, name)
+    }
+
+    /// The watched property `name`, of type `T`.
+    pub fn watch<T: Type + DeserializeOwned + 'static>(&self, name: &str) -> Watch<T> {
+        Watch::named(&self.handle, name)
     }
 
     /// Reads the property `name`.

@@ -312,6 +312,8 @@ fn sockets(built: &mut Built) {
         Token::Again,
         Token::Opaque,
         Token::Stream,
+        Token::Event,
+        Token::Watched,
         Token::UnitShape,
         Token::NewtypeShape,
         Token::TupleShape,

@@ -21,7 +21,7 @@ pub struct Description {
     pub types: Vec<NamedType>,
 }
 
-/// One method or property of an object.
+/// One method, property or event of an object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MethodDescription {
     /// Its name.
@@ -40,6 +40,32 @@ pub struct MethodDescription {
     pub is_async: bool,
     /// The key that callers and owner must agree on.
     pub key: u64,
+}
+
+/// What a [`MethodDescription`] describes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MethodKind {
+    /// It is called.
+    Method,
+    /// It is read.
+    Property,
+    /// It is subscribed to; its result is [`TypeRef::Event`].
+    Event,
+    /// It is read, or subscribed to; its result is [`TypeRef::Watched`].
+    Watched,
+}
+
+impl MethodDescription {
+    /// Whether it is called, read or subscribed to.
+    pub fn kind(&self) -> MethodKind {
+        match (&self.result, self.property) {
+            (TypeRef::Event(_), _) => MethodKind::Event,
+            (TypeRef::Watched(_), _) => MethodKind::Watched,
+            (_, true) => MethodKind::Property,
+            (_, false) => MethodKind::Method,
+        }
+    }
 }
 
 impl fmt::Display for Description {
@@ -73,11 +99,13 @@ struct Signature<'a> {
 
 impl fmt::Display for Signature<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let MethodDescription { name, arguments, result, error, property, is_async, .. } = self.method;
-        let keyword = match (property, is_async) {
-            (true, _) => "property",
-            (false, true) => "async fn",
-            (false, false) => "fn",
+        let MethodDescription { name, arguments, result, error, is_async, .. } = self.method;
+        let keyword = match (self.method.kind(), is_async) {
+            (MethodKind::Event, _) => "event",
+            (MethodKind::Watched, _) => "watched",
+            (MethodKind::Property, _) => "property",
+            (MethodKind::Method, true) => "async fn",
+            (MethodKind::Method, false) => "fn",
         };
         write!(f, "{keyword} {name}")?;
         write_types(f, arguments, (result, error), self.types)
@@ -125,6 +153,8 @@ impl fmt::Display for Named<'_> {
             },
             TypeRef::Opaque(name) => write!(f, "opaque \"{name}\""),
             TypeRef::Stream(inner) => write!(f, "Stream<{}>", named(inner)),
+            // The keyword says what it is.
+            TypeRef::Event(inner) | TypeRef::Watched(inner) => write!(f, "{}", named(inner)),
         }
     }
 }

@@ -7,7 +7,7 @@
 use serde::Serialize;
 
 use super::errors::OwnError;
-use super::schema::{MethodShape, NamedType, Schemas, Shape, Type, TypeRef};
+use super::schema::{MethodShape, NamedType, Primitive, Schemas, Shape, Type, TypeRef};
 
 /// The key of the method `name`.
 ///
@@ -45,6 +45,13 @@ pub(crate) fn method_key_of<A: Arguments, T: Type, E: OwnError>(name: &str) -> u
 /// The key under which the caller's object of this number is asked for the method with this key.
 pub(crate) fn key_at(key: u64, number: u32) -> u64 {
     key ^ u64::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// The key of a method without arguments whose result `schema` gives, and which cannot fail.
+pub(crate) fn getter_key(name: &str, schema: impl FnOnce(&mut Schemas) -> TypeRef) -> u64 {
+    let mut types = Schemas::default();
+    let result = schema(&mut types);
+    method_key(name, &[], &result, &TypeRef::Primitive(Primitive::Never), &types)
 }
 
 /// What stands for a method's name where the peers exchange their keys.
@@ -102,6 +109,8 @@ pub(crate) enum Token {
     Again = 8,
     Opaque = 9,
     Stream = 10,
+    Event = 11,
+    Watched = 12,
     UnitShape = 16,
     NewtypeShape = 17,
     TupleShape = 18,
@@ -154,6 +163,8 @@ impl Walk<'_> {
                 self.text(name);
             }
             TypeRef::Stream(inner) => self.wrapping(Token::Stream, inner),
+            TypeRef::Event(inner) => self.wrapping(Token::Event, inner),
+            TypeRef::Watched(inner) => self.wrapping(Token::Watched, inner),
         }
     }
 

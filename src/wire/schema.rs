@@ -57,6 +57,10 @@ pub enum TypeRef {
     Opaque(String),
     /// Values that come one after the other, beside the call.
     Stream(Box<TypeRef>),
+    /// What a method gives that is an event: such a value each time it is emitted.
+    Event(Box<TypeRef>),
+    /// What a method gives that is a watched property: its value now, or each time it changes.
+    Watched(Box<TypeRef>),
 }
 
 /// A type that stands for itself.

@@ -87,6 +87,12 @@ impl Declared {
 }
 
 fn check_result(method: &Method, signature: &Signature) -> Result<()> {
+    if let Some(told) = &method.returns.told {
+        return Err(Error::new(
+            told.span(),
+            "an interface has no events, since its proxy would have to hold this one: put it into an `#[objbus::object]` block",
+        ));
+    }
     if !method.returns.is_result() {
         let spot = match &signature.output {
             ReturnType::Default => signature.ident.span(),

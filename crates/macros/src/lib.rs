@@ -9,6 +9,7 @@ mod interface;
 mod method;
 mod object;
 mod serde_attrs;
+mod told;
 mod travel;
 
 /// Makes a type an object that can be published: put it on a plain `impl` block.
@@ -25,6 +26,9 @@ mod travel;
 /// An argument `&dyn Trait`, `&impl Trait` or `impl Trait` of a trait with `#[objbus::interface]`, or an `Option` of one, is an
 /// object of the caller's that the method calls back: the proxy takes `impl Trait + Send + Sync + 'static`. `<Trait>Proxy` must be
 /// in scope beside the trait.
+///
+/// A method that returns an `&Event<T>` or an `&Watched<T>`, recognised by that name, is subscribed to: in the proxy it returns
+/// an `objbus::Subscribe<T>` or an `objbus::Watch<T>`.
 ///
 /// ```
 /// struct ProcessInfo;

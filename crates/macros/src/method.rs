@@ -10,6 +10,7 @@ use syn::{
     Type, parse_quote_spanned,
 };
 
+use crate::told::Told;
 use crate::travel::{self, Received};
 
 /// serde writes tuples of up to so many elements.
@@ -66,6 +67,8 @@ pub(crate) struct Argument {
 
 /// What a method returns.
 pub(crate) struct Returns {
+    /// What others subscribe to instead of calling the method.
+    pub(crate) told: Option<Told>,
     /// Of an `impl Stream<Item = T>`, the `T` as the caller gets it.
     stream_of: Option<Type>,
     /// The value as written (`()` if nothing is), unless an alias of `Result` hides it.
@@ -98,6 +101,9 @@ impl Method {
                 signature.output.span(),
                 "a property has one value: a stream is a method's",
             ));
+        }
+        if let Some(told) = &returns.told {
+            told.check(signature, marks, &arguments)?;
         }
         if marks.property && !arguments.is_empty() {
             return Err(Error::new(signature.inputs.span(), "a property is read without arguments"));
@@ -167,7 +173,10 @@ impl Method {
         let wires = quote!((#(#wires,)*));
         let holders = quote!((#(#holders,)*));
         let call = quote!(#target(#receiver #(, #passed)*));
-        let add = if self.returns.stream_of.is_some() {
+        let add = if let Some(told) = &self.returns.told {
+            let serve = told.serve(&call);
+            quote!(table.plain(#spec, move |call: ::objbus::__private::Invocation<'_>| #serve);)
+        } else if self.returns.stream_of.is_some() {
             self.streaming(&spec, &call)
         } else if self.is_async {
             let answer = self.returns.answer(&quote!(answer), &quote!(#call.await));
@@ -241,6 +250,10 @@ impl Method {
         let names = self.arguments.iter().map(|argument| &argument.name);
         let (value, error) = self.returns.at_caller();
         let index = quote!(const { ::objbus::__private::index_of(#methods, #name) });
+        if let Some(told) = &self.returns.told {
+            let subscription = told.at_caller();
+            return quote!(<#subscription>::new(&self.handle, #index, #name));
+        }
         let along: Vec<_> = self.arguments.iter().filter_map(Argument::put_along).collect();
         if let Some(item) = &self.returns.stream_of {
             return quote! {{
@@ -264,9 +277,10 @@ impl Method {
     /// The type of what a proxy's method gives.
     pub(crate) fn call_type(&self) -> TokenStream {
         let (value, error) = self.returns.at_caller();
-        match &self.returns.stream_of {
-            Some(item) => quote!(::objbus::StreamCall<#item, #error>),
-            None => quote!(::objbus::Call<#value, #error>),
+        match (&self.returns.told, &self.returns.stream_of) {
+            (Some(told), _) => told.at_caller(),
+            (None, Some(item)) => quote!(::objbus::StreamCall<#item, #error>),
+            (None, None) => quote!(::objbus::Call<#value, #error>),
         }
     }
 
@@ -322,12 +336,28 @@ impl Returns {
             ReturnType::Default => syn::parse_quote!(()),
             ReturnType::Type(_, ty) => without_self(ty, this),
         };
+        if let Some(told) = Told::of(&written)? {
+            let owned = syn::parse_quote!(());
+            return Ok(Returns {
+                told: Some(told),
+                stream_of: None,
+                written: Some(written),
+                owned,
+                wire_error: None,
+            });
+        }
         if let Some((plain, item)) = travel::streams(&written)? {
             return Returns::of_stream(&plain, item);
         }
         let Some(arguments) = travel::arguments_of(&written, "Result") else {
             let owned = travel::owned(&written)?;
-            return Ok(Returns { stream_of: None, written: Some(written), owned, wire_error: None });
+            return Ok(Returns {
+                told: None,
+                stream_of: None,
+                written: Some(written),
+                owned,
+                wire_error: None,
+            });
         };
         let projected = |name: TokenStream| -> Result<Type> {
             let whole = travel::owned(&written)?;
@@ -342,7 +372,7 @@ impl Returns {
         };
         let value = arguments.first().map(|value| (*value).clone());
         let owned = value.as_ref().map_or_else(|| projected(quote!(Ok)), travel::owned)?;
-        Ok(Returns { stream_of: None, written: value, owned, wire_error: Some(wire_error) })
+        Ok(Returns { told: None, stream_of: None, written: value, owned, wire_error: Some(wire_error) })
     }
 
     /// Of a method that returns a stream of `item`, where `plain` stands for what it returns, with `()` in place of the stream.
@@ -372,7 +402,8 @@ impl Returns {
 
     fn schemas(&self) -> (TokenStream, TokenStream) {
         let (value, error) = self.at_caller();
-        (travel::schema_of(value), travel::schema_of_error(&error))
+        let value = self.told.as_ref().map_or_else(|| travel::schema_of(value), Told::schema);
+        (value, travel::schema_of_error(&error))
     }
 
     /// Runs `call` and answers through `sink` with what it returns.
