@@ -14,13 +14,13 @@ use crate::blob::segments::Mappings;
 use crate::blob::supply::{Reclaim, Supply, SupplyLimits, User};
 use crate::engine::{Engine, engine};
 use crate::error::{OpenError, PublishError};
-use crate::names::{Directory, Name};
+use crate::names::{Address, Directory, Name};
 use crate::object::{Object, Proxy};
 use crate::owner::hosted::Limits;
 use crate::owner::listener::Listener;
 use crate::parcels::Copied;
 use crate::proxy::{Connect, Link};
-use crate::publish::{Publication, Published};
+use crate::publish::{Instance, Publication, Published};
 use crate::ring::layout::{CLOSING, REPLACED};
 use crate::sys::socket::OVERFLOW_UID;
 use crate::sys::{self, cpu};
@@ -28,9 +28,13 @@ use crate::wire::budget::Budget;
 
 mod connect;
 mod memory;
+mod registry;
 mod waiting;
 
 pub(crate) use connect::system;
+pub(crate) use waiting::NameWait;
+
+use registry::Registry;
 use waiting::Waiting;
 
 /// How long a call may take unless its proxy or the call itself says otherwise.
@@ -99,7 +103,7 @@ impl CopyOnArrival {
 enum Place {
     Directory(Directory),
     /// Inside this process.
-    Memory(Mutex<HashMap<Name, Weak<Listener>>>),
+    Memory(Registry),
 }
 
 pub(crate) struct BusInner {
@@ -169,7 +173,7 @@ impl Bus {
     ///
     /// If the system has no descriptors or threads left.
     pub fn in_memory() -> Bus {
-        let place = Place::Memory(Mutex::default());
+        let place = Place::Memory(Registry::default());
         Bus::builder().build(place).expect("an in-memory bus needs a few descriptors and a thread")
     }
 
@@ -183,6 +187,36 @@ impl Bus {
         self.publication(name, object).publish()
     }
 
+    /// Publishes `object` as one of the instances that share `name`, for as long as the guard lives: any number of processes may
+    /// do so, and callers' proxies spread their calls over them. The page `docs/instances.md` of the repository tells how.
+    ///
+    /// ```
+    /// # struct Counter(u64);
+    /// # #[objbus::object] impl Counter { pub fn number(&self) -> u64 { self.0 } }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use objbus::{Bus, Instance};
+    ///
+    /// let bus = Bus::in_memory();
+    /// let _one = bus.publish_as("counter", Counter(1), Instance::new().tag("eu"))?;
+    /// let _two = bus.publish_as("counter", Counter(2), Instance::new().tag("us"))?;
+    ///
+    /// let in_us: CounterProxy = bus.proxy("counter").tag("us").wait()?;
+    /// assert_eq!(in_us.number().wait()?, 2);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`PublishError::AlreadyPublished`] when somebody has the name for itself; see [`Bus::publication`] for more choice.
+    pub fn publish_as(
+        &self,
+        name: &str,
+        object: impl Object,
+        instance: Instance,
+    ) -> Result<Published, PublishError> {
+        self.publication(name, object).instance(instance).publish()
+    }
+
     /// As [`publish`](Bus::publish), with rules of its own: who may call, how many workers, taking the name over.
     pub fn publication(&self, name: &str, object: impl Object) -> Publication {
         Publication::new(self.clone(), name, Arc::new(object).table())
@@ -194,20 +228,20 @@ impl Bus {
         Connect::new(self.clone(), name)
     }
 
-    /// The names published at present, with the process id of each publisher (0 if outside this pid namespace), sorted.
+    /// The names published at present, with the process id of each publisher (0 if outside this pid namespace), sorted. Of a
+    /// name that has several [instances](Bus::publish_as) it is the process id of one of them.
     pub fn names(&self) -> Vec<(String, u32)> {
         let mut names: Vec<_> = match &self.0.place {
             Place::Directory(directory) => {
                 directory.list().into_iter().map(|(name, pid)| (name.to_string(), pid)).collect()
             }
             Place::Memory(registry) => {
-                let live = |(name, listener): (&Name, &Weak<Listener>)| {
-                    (listener.strong_count() > 0).then(|| (name.to_string(), std::process::id()))
-                };
-                registry.lock().iter().filter_map(live).collect()
+                let name = |address: Address| (address.name().to_string(), std::process::id());
+                registry.addresses().into_iter().map(name).collect()
             }
         };
         names.sort();
+        names.dedup_by(|one, other| one.0 == other.0);
         names
     }
 
@@ -482,7 +516,7 @@ impl BusInner {
             return link;
         }
         links.retain(|_, link| link.strong_count() > 0);
-        let link = Arc::new(Link::new(Arc::clone(self), name.clone()));
+        let link = Arc::new(Link::new(Arc::clone(self), Address::from(name.clone())));
         links.insert(name.clone(), Arc::downgrade(&link));
         link
     }
@@ -490,22 +524,15 @@ impl BusInner {
     /// Enters a listener: for closing, and, on an in-memory bus, for being found.
     pub fn add_listener(
         &self,
-        name: &Name,
+        address: &Address,
         listener: &Arc<Listener>,
         replaces: bool,
     ) -> Result<(), PublishError> {
         if let Place::Memory(registry) = &self.place {
-            let mut registry = registry.lock();
-            let present = registry.get(name).and_then(Weak::upgrade);
-            let present = present.filter(|present| !present.hosted.is_closing());
-            if present.is_some() && !replaces {
-                return Err(PublishError::AlreadyPublished { pid: std::process::id() });
-            }
-            registry.insert(name.clone(), Arc::downgrade(listener));
-            drop(registry);
-            // Its callers find the successor from here on.
-            present.into_iter().for_each(|present| present.hosted.close(REPLACED));
-            self.waiting.wake(name);
+            let replaced = registry.enter(address, listener, replaces)?;
+            // Their callers find the successor from here on.
+            replaced.into_iter().for_each(|present| present.hosted.close(REPLACED));
+            self.waiting.wake(address.name());
         }
         let mut listeners = self.listeners.lock();
         listeners.retain(|listener| listener.strong_count() > 0);
@@ -521,18 +548,31 @@ impl BusInner {
         }
     }
 
-    /// Who listens to `name` on an in-memory bus.
-    pub fn local_listener(&self, name: &Name) -> Option<Arc<Listener>> {
+    /// Who listens at `address` on an in-memory bus.
+    pub fn local_listener(&self, address: &Address) -> Option<Arc<Listener>> {
         match &self.place {
             Place::Directory(_) => None,
-            Place::Memory(registry) => registry.lock().get(name).and_then(Weak::upgrade),
+            Place::Memory(registry) => registry.find(address),
         }
+    }
+
+    /// Where `name` may be met: its sockets, dead ones among them. None in a directory that we cannot read.
+    pub fn addresses_of(&self, name: &Name) -> Vec<Address> {
+        let mut addresses = match &self.place {
+            Place::Directory(directory) => directory.addresses_of(name).unwrap_or_default(),
+            Place::Memory(registry) => registry.addresses(),
+        };
+        addresses.retain(|address| address.name() == name);
+        addresses.sort();
+        addresses
     }
 
     /// Takes a withdrawn listener off an in-memory bus.
     pub fn forget(&self, listener: &Listener) {
-        if let Place::Memory(registry) = &self.place {
-            registry.lock().retain(|_, other| !std::ptr::eq(other.as_ptr(), listener));
+        if let Place::Memory(registry) = &self.place
+            && let Some(name) = registry.forget(listener)
+        {
+            self.waiting.wake(&name);
         }
     }
 

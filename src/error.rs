@@ -478,14 +478,19 @@ pub enum PublishError {
         /// The publisher's process id, 0 if it lies outside this pid namespace.
         pid: u32,
     },
+    /// Other processes, or this one, publish instances of the name, and this object was to have it for itself.
+    PublishedAsInstances {
+        /// The process id of one of them, 0 if it lies outside this pid namespace.
+        pid: u32,
+    },
     /// The run-time directory cannot be trusted or used.
     RuntimeDirUnsafe {
         /// Which directory, and what is wrong with it.
         reason: String,
     },
-    /// The name is not a valid one.
+    /// The name, or the instance's tag, is not a valid one.
     NameInvalid {
-        /// The name.
+        /// The name, or the tag.
         name: String,
         /// What is wrong with it.
         reason: &'static str,
@@ -521,6 +526,10 @@ impl fmt::Display for PublishError {
             PublishError::AlreadyPublished { pid } => write!(
                 f,
                 "process {pid} publishes this name already: choose another name, or take it over with replace()"
+            ),
+            PublishError::PublishedAsInstances { pid } => write!(
+                f,
+                "process {pid} publishes an instance of this name: publish another with publish_as(), choose another name, or take it over with replace()"
             ),
             PublishError::RuntimeDirUnsafe { reason } | PublishError::System { reason } => {
                 f.write_str(reason)

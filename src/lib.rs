@@ -224,9 +224,9 @@ pub use owner::context::CallContext;
 #[cfg(not(loom))]
 pub use owner::hosted::{Limits, PanicPolicy};
 #[cfg(not(loom))]
-pub use proxy::{Absent, Call, Connect, Handle, Untyped};
+pub use proxy::{Absent, Balance, Call, CallAll, Connect, Handle, Instances, Member, Untyped};
 #[cfg(not(loom))]
-pub use publish::{Publication, Published, Shutdown};
+pub use publish::{Instance, Publication, Published, Shutdown};
 #[cfg(not(loom))]
 pub use stream::{Iter, Next, Stream, StreamCall, stream_of};
 #[cfg(not(loom))]

@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
+
 mod closures;
 mod invocation;
 mod pool;
@@ -25,7 +27,8 @@ pub(crate) mod allocations;
 #[cfg(test)]
 mod tests;
 
-use crate::proxy::Handle;
+use crate::proxy::{Call, CallAll, Handle, Instances};
+use crate::wire::errors::OwnError;
 use crate::wire::schema::Schemas;
 
 /// Something that can be published: `#[objbus::object]` implements it, and a [`MethodTable`] of closures is one.
@@ -79,6 +82,61 @@ pub trait Proxy: Sized {
 
     /// The handle it calls through: the name, who the owner is, what the object can do.
     fn handle(&self) -> &Handle;
+
+    /// The instances that share the name, as far as the proxy may call them, at present: their process ids, users and tags, and
+    /// a proxy bound to each. Somebody who has the name for itself is the only one.
+    ///
+    /// ```
+    /// # struct Counter(u64);
+    /// # #[objbus::object] impl Counter { pub fn number(&self) -> u64 { self.0 } }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use objbus::{Bus, Instance};
+    /// use objbus::Proxy;
+    ///
+    /// # let bus = Bus::in_memory();
+    /// # let _one = bus.publish_as("counter", Counter(1), Instance::new().tag("eu"))?;
+    /// # let _two = bus.publish_as("counter", Counter(2), Instance::new().tag("us"))?;
+    /// let counter: CounterProxy = bus.proxy("counter").wait()?;
+    /// let mut numbers = Vec::new();
+    /// for instance in counter.instances().wait() {
+    ///     numbers.push((instance.tag().map(str::to_owned), instance.proxy().number().wait()?));
+    /// }
+    /// numbers.sort();
+    /// assert_eq!(numbers, [(Some("eu".to_owned()), 1), (Some("us".to_owned()), 2)]);
+    /// # Ok(()) }
+    /// ```
+    fn instances(&self) -> Instances<Self> {
+        Instances::new(self.handle())
+    }
+
+    /// Calls every instance of the name, all at once: which answered what, or why it did not.
+    ///
+    /// ```
+    /// # struct Cache;
+    /// # #[objbus::object] impl Cache { pub fn forget(&self, key: String) -> bool { key.is_empty() } }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use objbus::{Bus, Instance};
+    /// use objbus::Proxy;
+    ///
+    /// # let bus = Bus::in_memory();
+    /// # let _one = bus.publish_as("cache", Cache, Instance::new())?;
+    /// # let _two = bus.publish_as("cache", Cache, Instance::new())?;
+    /// let cache: CacheProxy = bus.proxy("cache").wait()?;
+    /// let answers = cache.call_all(|one| one.forget("stale".to_owned())).wait(); // or .await
+    /// assert_eq!(answers.len(), 2);
+    /// for (instance, answer) in answers {
+    ///     println!("process {}: {}", instance.pid(), answer?);
+    /// }
+    /// # Ok(()) }
+    /// ```
+    fn call_all<T, E, F>(&self, make: F) -> CallAll<Self, T, E, F>
+    where
+        T: DeserializeOwned + 'static,
+        E: OwnError,
+        F: Fn(&Self) -> Call<T, E>,
+    {
+        CallAll::new(self.handle(), make)
+    }
 
     /// The same with another time-out for its calls. For the plain methods of an interface, which give no
     /// [`Call`](crate::Call) that could have one of its own.

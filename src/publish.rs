@@ -12,13 +12,42 @@ use crate::bus::Bus;
 use crate::engine::engine;
 use crate::error::PublishError;
 use crate::handshake::METHODS_MAX;
-use crate::names::{Bound, Name};
+use crate::names::{Address, Bound, Name, Tag};
 use crate::object::MethodTable;
 use crate::owner::hosted::{Hosted, Limits, PanicPolicy, Parts, Rules};
 use crate::owner::listener::Listener;
 use crate::park::Parker;
 use crate::ring::layout::CLOSING;
 use crate::sys::clock;
+
+/// What makes an object one of the instances that share a name; see [`Bus::publish_as`].
+///
+/// ```
+/// use objbus::Instance;
+///
+/// let nameless = Instance::new();
+/// let in_europe = Instance::new().tag("eu");
+/// # let _ = (nameless, in_europe);
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use = "an instance is given to `publish_as`"]
+pub struct Instance {
+    tag: Option<String>,
+}
+
+impl Instance {
+    /// Without a tag.
+    pub fn new() -> Instance {
+        Instance::default()
+    }
+
+    /// A tag, by which proxies can be [told apart](crate::Connect::tag): 1 to 64 letters, digits, `.`, `_` and `-`. Any number of
+    /// instances may have the same.
+    pub fn tag(mut self, tag: impl Into<String>) -> Instance {
+        self.tag = Some(tag.into());
+        self
+    }
+}
 
 /// An object about to be published.
 ///
@@ -42,13 +71,15 @@ pub struct Publication {
     name: String,
     table: MethodTable,
     rules: Rules,
+    instance: Option<Instance>,
     replaces: bool,
 }
 
 impl Publication {
     pub(crate) fn new(bus: Bus, name: &str, table: MethodTable) -> Publication {
         let limits = bus.0.limits().clone();
-        Publication { bus, name: name.to_owned(), table, rules: Rules::plain(limits), replaces: false }
+        let rules = Rules::plain(limits);
+        Publication { bus, name: name.to_owned(), table, rules, instance: None, replaces: false }
     }
 
     /// How many calls of the object run at once; as many as the process has workers by default. With 1, a call that would
@@ -87,8 +118,18 @@ impl Publication {
         self
     }
 
+    /// Publishes the object as one of the instances that share the name, instead of having the name for itself; see
+    /// [`Bus::publish_as`].
+    pub fn instance(mut self, instance: Instance) -> Publication {
+        self.instance = Some(instance);
+        self
+    }
+
     /// Takes the name over from its present owner, if there is one, without losing a call: that owner finishes what it
     /// has, and callers come here. It must run as the same user.
+    ///
+    /// Who has a name for itself so takes over from all of its instances; an [instance](Publication::instance) from who has the name
+    /// for itself, and from the instances with its own tag, if it has one. Other instances stay.
     pub fn replace(mut self) -> Publication {
         self.replaces = true;
         self
@@ -108,10 +149,9 @@ impl Publication {
             return Err(PublishError::Closed);
         }
         self.check()?;
-        let name = Name::new(&self.name)
-            .map_err(|reason| PublishError::NameInvalid { name: self.name.clone(), reason })?;
+        let address = self.address()?;
         let system = |errno| PublishError::System { reason: format!("publishing: {errno}") };
-        let bound = self.bind(&name)?;
+        let bound = self.bind(&address)?;
         let hosted = Arc::new(Hosted::new(Parts {
             name: self.name,
             table: self.table,
@@ -121,11 +161,21 @@ impl Publication {
             exports: None,
         }));
         let listener = Listener::new(Arc::clone(&hosted), bound).map_err(system)?;
-        inner.add_listener(&name, &listener, self.replaces)?;
+        inner.add_listener(&address, &listener, self.replaces)?;
         if cfg!(panic = "abort") {
             warn_that_panics_abort(hosted.name());
         }
         Ok(Published { bus: self.bus, hosted, listener })
+    }
+
+    /// Where it is to be met.
+    fn address(&self) -> Result<Address, PublishError> {
+        let invalid = |name: &str, reason| PublishError::NameInvalid { name: name.to_owned(), reason };
+        let name = Name::new(&self.name).map_err(|reason| invalid(&self.name, reason))?;
+        let Some(instance) = &self.instance else { return Ok(Address::from(name)) };
+        let checked = |tag: &String| Tag::new(tag).map_err(|reason| invalid(tag, reason));
+        let tag = instance.tag.as_ref().map(checked).transpose()?;
+        Ok(Address::of_new_instance(name, tag))
     }
 
     fn check(&self) -> Result<(), PublishError> {
@@ -144,12 +194,12 @@ impl Publication {
         }
     }
 
-    /// Takes the name; `None` on an in-memory bus, whose registry is the listener's business.
-    fn bind(&self, name: &Name) -> Result<Option<Bound>, PublishError> {
+    /// Takes the address; `None` on an in-memory bus, whose registry is the listener's business.
+    fn bind(&self, address: &Address) -> Result<Option<Bound>, PublishError> {
         let inner = &self.bus.0;
         match inner.directory() {
-            Some(_) if self.replaces => inner.take_over(name).map(Some),
-            Some(directory) => directory.bind(name).map(Some),
+            Some(_) if self.replaces => inner.take_over(address).map(Some),
+            Some(directory) => directory.bind(address).map(Some),
             None => Ok(None),
         }
     }

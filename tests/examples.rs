@@ -83,6 +83,20 @@ fn a_player_tells_what_it_plays() {
 }
 
 #[test]
+fn instances_share_the_work() {
+    let place = place();
+    let serve = |tag| serve_with(&place, "instances", &["serve", tag]);
+    let owners = [serve("eu"), serve("us")];
+    let said = said_by(&place, "instances");
+    for (owner, tag) in owners.iter().zip(["eu", "us"]) {
+        let line = format!("process {} sells tea from {tag}\n", owner.process.id());
+        assert!(said.contains(&line), "{said}");
+    }
+    assert!(said.contains("of 100: {\"tea from eu\": 50, \"tea from us\": 50}\n"), "{said}");
+    assert!(said.ends_with("by tag: coffee from us\n"), "{said}");
+}
+
+#[test]
 fn the_readme_has_process_info_whole() {
     let read =
         |name: &str| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap();
@@ -132,7 +146,7 @@ fn latency_ends_with_a_figure() {
 
 #[test]
 fn a_wrong_argument_is_answered_with_a_sentence() {
-    for name in SERVED.map(|(name, _)| name).into_iter().chain(["latency"]) {
+    for name in SERVED.map(|(name, _)| name).into_iter().chain(["instances", "latency"]) {
         let place = place();
         let sentence = complaint(command(&place, name).arg("sevre"));
         assert!(sentence.contains("`sevre` is no role here: "), "{name}: {sentence}");
@@ -206,7 +220,11 @@ fn served(name: &str) -> (Place, Owner) {
 
 /// Starts `name serve` and waits until it has published.
 fn serve(place: &Place, name: &str) -> Owner {
-    let mut process = command(place, name).arg("serve").stdout(Stdio::piped()).spawn().unwrap();
+    serve_with(place, name, &["serve"])
+}
+
+fn serve_with(place: &Place, name: &str, arguments: &[&str]) -> Owner {
+    let mut process = command(place, name).args(arguments).stdout(Stdio::piped()).spawn().unwrap();
     let output = process.stdout.take().expect("it was piped");
     let (to, lines) = channel();
     std::thread::spawn(move || {

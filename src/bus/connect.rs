@@ -12,7 +12,7 @@ use crate::error::{ConnectError, PublishError};
 use crate::handshake::{
     FEATURES, Hello, LAYOUT, MESSAGE_MAX, Message, Refusal, Unreadable, VERSION, Welcome,
 };
-use crate::names::{Bound, Name};
+use crate::names::{Address, Bound, Directory, Name};
 use crate::parcels::Side;
 use crate::peer::Peer;
 use crate::proxy::{Lane, LaneParts, Link};
@@ -29,7 +29,7 @@ use crate::sys::socket::{self, OVERFLOW_UID};
 const OWNERS_MAX: u32 = 8;
 
 impl BusInner {
-    /// Makes a lane to whoever publishes the link's name. Blocks until `deadline_ns` at most.
+    /// Makes a lane to whoever publishes at the link's address. Blocks until `deadline_ns` at most.
     pub fn connect(self: &Arc<Self>, link: &Arc<Link>, deadline_ns: u64) -> Result<Arc<Lane>, ConnectError> {
         if self.is_foreign() {
             return Err(ConnectError::ForkedHandle);
@@ -40,7 +40,7 @@ impl BusInner {
         // An owner that leaves in this very moment may have handed its name over already.
         let mut owners_left = OWNERS_MAX;
         loop {
-            let socket = self.reach(&link.name, deadline_ns)?;
+            let socket = self.reach(&link.address, deadline_ns)?;
             match self.meet(link, socket, deadline_ns) {
                 Err(ConnectError::NotFound { .. }) if owners_left > 1 => owners_left -= 1,
                 met => return met,
@@ -65,7 +65,7 @@ impl BusInner {
             Err(errno) => return Err(system("sending the request segment")(errno)),
         }
         drop(request_fd);
-        let (welcome, fds) = self.await_welcome(&socket, &peer, &link.name, deadline_ns)?;
+        let (welcome, fds) = self.await_welcome(&socket, &peer, link.name(), deadline_ns)?;
         let lane = self.make_lane(link, socket, &peer, request, (welcome, fds))?;
         lane.watch().map_err(system("watching the connection"))?;
         Ok(lane)
@@ -121,17 +121,18 @@ impl BusInner {
         }))
     }
 
-    /// A connection to whoever listens to `name`.
-    fn reach(&self, name: &Name, deadline_ns: u64) -> Result<Fd, ConnectError> {
+    /// A connection to whoever listens at `address`.
+    fn reach(&self, address: &Address, deadline_ns: u64) -> Result<Fd, ConnectError> {
         let Some(directory) = self.directory() else {
-            let listener = self.local_listener(name);
-            let listener = listener
-                .ok_or_else(|| ConnectError::NotFound { name: name.to_string(), waited: Duration::ZERO })?;
+            let name = || address.name().to_string();
+            let listener = self.local_listener(address);
+            let listener =
+                listener.ok_or_else(|| ConnectError::NotFound { name: name(), waited: Duration::ZERO })?;
             let (ours, theirs) = socket::pair().map_err(system("making a connection"))?;
             listener.admit(self.engine, theirs);
             return Ok(ours);
         };
-        directory.connect(name, deadline_ns)
+        directory.connect(address, deadline_ns)
     }
 
     /// Nothing is sent to an owner that runs as another user than expected.
@@ -171,46 +172,66 @@ impl BusInner {
         }
     }
 
-    /// Takes a name over from its present owner, or plainly if there is none.
-    pub fn take_over(&self, name: &Name) -> Result<Bound, PublishError> {
+    /// Publishes at `address` in place of all that stand in its way, or plainly if there are none.
+    pub fn take_over(&self, address: &Address) -> Result<Bound, PublishError> {
         let Some(directory) = self.directory() else {
             unreachable!("an in-memory bus binds no sockets");
         };
-        let deadline_ns = clock::now_ns() + crate::proxy::HANDSHAKE_NS;
-        let socket = match directory.connect(name, deadline_ns) {
-            Ok(socket) => socket,
-            Err(ConnectError::NotFound { .. }) => return directory.bind(name),
-            Err(ConnectError::PermissionDenied) => return Err(PublishError::PermissionDenied),
-            Err(error) => {
-                return Err(PublishError::System { reason: format!("reaching the present owner: {error}") });
+        let mut predecessors = Vec::new();
+        // The ends of these connections, after the name is ours, are what the old owners wait for.
+        let mut granted = Vec::new();
+        // Who may not list the directory hears from a name's own owner why it is refused.
+        let alone = Address::from(address.name().clone());
+        let instances = self.addresses_of(address.name()).into_iter().filter(Address::is_instance);
+        for other in std::iter::once(alone).chain(instances) {
+            if address.succeeds(&other)
+                && let Some(socket) = ask_to_succeed(directory, &other)?
+            {
+                predecessors.push(other);
+                granted.push(socket);
             }
-        };
-        let refused = |reason: String| PublishError::System { reason };
-        match socket::send(&socket, &Message::Replace.encode(), &[]) {
-            Ok(()) | Err(Errno::PIPE | Errno::CONNRESET) => {}
-            Err(errno) => return Err(refused(format!("asking the present owner: {errno}"))),
         }
-        match await_message(&socket, deadline_ns) {
-            // The end of this connection, after the name is ours, is what the old owner waits for.
-            Ok(Some((Ok(Message::Granted), _))) => directory.replace(name),
-            Ok(Some((Ok(Message::Refused(Refusal::PermissionDenied)), _))) => {
-                Err(PublishError::PermissionDenied)
-            }
-            Ok(None | Some((Ok(Message::Refused(Refusal::Closing)), _))) => directory.bind(name),
-            Ok(Some((Ok(Message::Refused(refusal)), _))) => {
-                let why = refusal.into_error(name.as_str());
-                Err(refused(format!("the present owner does not hand over now: {why}")))
-            }
-            Ok(Some((Err(Unreadable::Version(theirs)), _))) => Err(refused(format!(
-                "the present owner speaks protocol version {theirs}, this process {VERSION}, so it cannot hand over: end it, then publish"
-            ))),
-            Ok(Some(_)) => Err(refused("the present owner does not speak this protocol".to_owned())),
-            Err(Errno::TIMEDOUT) => Err(refused(
-                "the present owner did not answer: it may be stopped; continue or end it, then try again"
-                    .to_owned(),
-            )),
-            Err(errno) => Err(refused(format!("asking the present owner: {errno}"))),
+        if predecessors.is_empty() {
+            return directory.bind(address);
         }
+        directory.replace(address, &predecessors)
+    }
+}
+
+/// Asks whoever publishes at `address` to hand over: the connection over which it has agreed, or `None` where nobody is there or it
+/// is just leaving.
+fn ask_to_succeed(directory: &Directory, address: &Address) -> Result<Option<Fd>, PublishError> {
+    let deadline_ns = clock::now_ns() + crate::proxy::HANDSHAKE_NS;
+    let socket = match directory.connect(address, deadline_ns) {
+        Ok(socket) => socket,
+        Err(ConnectError::NotFound { .. }) => return Ok(None),
+        Err(ConnectError::PermissionDenied) => return Err(PublishError::PermissionDenied),
+        Err(error) => {
+            return Err(PublishError::System { reason: format!("reaching the present owner: {error}") });
+        }
+    };
+    let refused = |reason: String| PublishError::System { reason };
+    match socket::send(&socket, &Message::Replace.encode(), &[]) {
+        Ok(()) | Err(Errno::PIPE | Errno::CONNRESET) => {}
+        Err(errno) => return Err(refused(format!("asking the present owner: {errno}"))),
+    }
+    match await_message(&socket, deadline_ns) {
+        Ok(Some((Ok(Message::Granted), _))) => Ok(Some(socket)),
+        Ok(Some((Ok(Message::Refused(Refusal::PermissionDenied)), _))) => Err(PublishError::PermissionDenied),
+        Ok(None | Some((Ok(Message::Refused(Refusal::Closing)), _))) => Ok(None),
+        Ok(Some((Ok(Message::Refused(refusal)), _))) => {
+            let why = refusal.into_error(address.name().as_str());
+            Err(refused(format!("the present owner does not hand over now: {why}")))
+        }
+        Ok(Some((Err(Unreadable::Version(theirs)), _))) => Err(refused(format!(
+            "the present owner speaks protocol version {theirs}, this process {VERSION}, so it cannot hand over: end it, then publish"
+        ))),
+        Ok(Some(_)) => Err(refused("the present owner does not speak this protocol".to_owned())),
+        Err(Errno::TIMEDOUT) => Err(refused(
+            "the present owner did not answer: it may be stopped; continue or end it, then try again"
+                .to_owned(),
+        )),
+        Err(errno) => Err(refused(format!("asking the present owner: {errno}"))),
     }
 }
 

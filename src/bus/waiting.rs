@@ -115,6 +115,11 @@ impl BusInner {
 }
 
 impl NameWait {
+    /// Whether changes are told; else who waits must look.
+    pub fn is_told(&self) -> bool {
+        self.is_told
+    }
+
     /// When to look again without having been woken (CLOCK_MONOTONIC, ns).
     pub fn next_look_ns(&mut self) -> u64 {
         if self.is_told {

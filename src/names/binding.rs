@@ -7,8 +7,8 @@
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
+use super::address::Address;
 use super::directory::Directory;
-use super::name::Name;
 use super::probe::Probe;
 use crate::error::PublishError;
 use crate::sys::fd::Fd;
@@ -26,56 +26,73 @@ pub(crate) struct Bound {
     /// Connections come here, probes among them: those close at once without a word.
     pub(crate) listener: Fd,
     directory: Directory,
-    name: Name,
+    address: Address,
     /// Device and inode of the socket's file; not reused while `listener` is open.
     file: (u64, u64),
 }
 
 impl Directory {
-    /// Takes `name`, unless a living process has it.
-    pub(crate) fn bind(&self, name: &Name) -> Result<Bound, PublishError> {
+    /// Takes `address`, unless a living process has it, or one that it excludes.
+    pub(crate) fn bind(&self, address: &Address) -> Result<Bound, PublishError> {
         if self.is_inherited() {
             return Err(PublishError::ForkedHandle);
         }
         // First without the lock, so that of many who start at once the late ones need not queue.
-        self.must_be_free(name)?;
+        let alone = Address::from(address.name().clone());
+        if let Probe::Alive { pid } = self.probe(&alone).map_err(|error| self.failure(error))? {
+            return Err(alone.taken_by(pid));
+        }
         let _lock = self.lock().map_err(|error| self.failure(error))?;
-        self.must_be_free(name)?;
-        self.place(name).map_err(|error| self.failure(error))
+        self.make_way(address, &[])?;
+        self.place(address).map_err(|error| self.failure(error))
     }
 
-    /// Takes `name` from whoever has it. That owner, if alive, serves its old connections on; the caller has agreed with it.
-    pub(crate) fn replace(&self, name: &Name) -> Result<Bound, PublishError> {
+    /// Takes `address` in place of `predecessors`. They, if alive, serve their old connections on; the caller has agreed with them.
+    pub(crate) fn replace(&self, address: &Address, predecessors: &[Address]) -> Result<Bound, PublishError> {
         if self.is_inherited() {
             return Err(PublishError::ForkedHandle);
         }
         let _lock = self.lock().map_err(|error| self.failure(error))?;
-        self.place(name).map_err(|error| self.failure(error))
+        self.make_way(address, predecessors)?;
+        let bound = self.place(address).map_err(|error| self.failure(error))?;
+        // After it, so that the name always leads to somebody.
+        let others = predecessors.iter().filter(|other| *other != address);
+        others.for_each(|other| self.unlink(&other.file()));
+        Ok(bound)
     }
 
-    fn must_be_free(&self, name: &Name) -> Result<(), PublishError> {
-        match self.probe(name).map_err(|error| self.failure(error))? {
-            Probe::Alive { pid } => Err(PublishError::AlreadyPublished { pid }),
-            Probe::Absent | Probe::Foreign | Probe::Dead => Ok(()),
+    /// Refuses where a living process has what `address` excludes, beside `predecessors`, and removes the dead instances of the
+    /// name. Only under the lock.
+    fn make_way(&self, address: &Address, predecessors: &[Address]) -> Result<(), PublishError> {
+        for other in self.addresses_of(address.name()).map_err(|error| self.failure(error))? {
+            if predecessors.contains(&other) {
+                continue;
+            }
+            match self.probe(&other).map_err(|error| self.failure(error))? {
+                Probe::Alive { pid } if address.excludes(&other) => return Err(other.taken_by(pid)),
+                Probe::Dead if other.is_instance() => self.unlink(&other.file()),
+                Probe::Alive { .. } | Probe::Dead | Probe::Absent | Probe::Foreign => {}
+            }
         }
+        Ok(())
     }
 
     /// Binds, listens and renames; only under the lock.
-    fn place(&self, name: &Name) -> Result<Bound, Errno> {
+    fn place(&self, address: &Address) -> Result<Bound, Errno> {
         self.unlink(HIDDEN);
-        let placed = self.place_hidden(name);
+        let placed = self.place_hidden(address);
         if placed.is_err() {
             self.unlink(HIDDEN);
         }
         placed
     }
 
-    fn place_hidden(&self, name: &Name) -> Result<Bound, Errno> {
+    fn place_hidden(&self, address: &Address) -> Result<Bound, Errno> {
         let listener = socket::listen_at(&self.path_of(HIDDEN), BACKLOG)?;
         rustix::fs::chmodat(self.fd(), HIDDEN, self.socket_mode(), AtFlags::empty())?;
         let file = self.identity(HIDDEN)?.ok_or(Errno::NOENT)?;
-        rustix::fs::renameat(self.fd(), HIDDEN, self.fd(), name.as_str())?;
-        Ok(Bound { listener, directory: self.clone(), name: name.clone(), file })
+        rustix::fs::renameat(self.fd(), HIDDEN, self.fd(), &*address.file())?;
+        Ok(Bound { listener, directory: self.clone(), address: address.clone(), file })
     }
 
     fn identity(&self, file: &str) -> Result<Option<(u64, u64)>, Errno> {
@@ -106,14 +123,14 @@ impl Directory {
 
 impl Bound {
     #[cfg(test)]
-    /// The name.
-    pub(crate) fn name(&self) -> &Name {
-        &self.name
+    /// Where it is met.
+    pub(crate) fn address(&self) -> &Address {
+        &self.address
     }
 
     /// Whether the name still leads here: not taken over, and the file not removed.
     pub(crate) fn still_ours(&self) -> bool {
-        self.directory.identity(self.name.as_str()) == Ok(Some(self.file))
+        self.directory.identity(&self.address.file()) == Ok(Some(self.file))
     }
 
     /// Gives the name back and ends listening; a successor's socket stays. The same as dropping it, but said aloud.
@@ -124,7 +141,7 @@ impl Bound {
         if let Ok(_lock) = self.directory.lock()
             && self.still_ours()
         {
-            self.directory.unlink(self.name.as_str());
+            self.directory.unlink(&self.address.file());
         }
     }
 }

@@ -13,6 +13,7 @@ use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
+use super::address::Address;
 use super::name::Name;
 use crate::sys::clock;
 use crate::sys::fd::Fd;
@@ -174,11 +175,18 @@ impl Directory {
         }
     }
 
-    /// The valid names of all files in it, in no order; some may be no sockets.
-    pub(super) fn names(&self) -> Result<Vec<Name>, Errno> {
+    /// The addresses of all files in it, in no order; some may be no sockets.
+    pub(super) fn addresses(&self) -> Result<Vec<Address>, Errno> {
         let entries = rustix::fs::Dir::new(rustix::fs::openat(&self.0.fd, ".", READ, Mode::empty())?)?;
-        let valid = |entry: rustix::fs::DirEntry| Name::new(entry.file_name().to_str().ok()?).ok();
+        let valid = |entry: rustix::fs::DirEntry| Address::of_file(entry.file_name().to_str().ok()?);
         Ok(entries.filter_map(Result::ok).filter_map(valid).collect())
+    }
+
+    /// Those of one name.
+    pub(crate) fn addresses_of(&self, name: &Name) -> Result<Vec<Address>, Errno> {
+        let mut addresses = self.addresses()?;
+        addresses.retain(|address| address.name() == name);
+        Ok(addresses)
     }
 
     /// A fresh open file, so that a lock on it is nobody else's.

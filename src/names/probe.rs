@@ -1,11 +1,13 @@
 //! Whether a name is alive, and connecting to it.
 
+use std::collections::BTreeMap;
 use std::thread;
 use std::time::Duration;
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::address::Address;
 use super::directory::{Directory, by_descriptor};
 use super::name::Name;
 use crate::error::ConnectError;
@@ -36,17 +38,17 @@ enum Attempt {
 }
 
 impl Directory {
-    /// Connects to whoever publishes `name`, waiting for room in its backlog until `deadline_ns` (CLOCK_MONOTONIC).
+    /// Connects to whoever publishes at `address`, waiting for room in its backlog until `deadline_ns` (CLOCK_MONOTONIC).
     ///
     /// A socket whose process is dead counts as nobody, even if a forked child still holds it.
-    pub(crate) fn connect(&self, name: &Name, deadline_ns: u64) -> Result<Fd, ConnectError> {
+    pub(crate) fn connect(&self, address: &Address, deadline_ns: u64) -> Result<Fd, ConnectError> {
         if self.is_inherited() {
             return Err(ConnectError::ForkedHandle);
         }
         let start = clock::now_ns();
         // A second look finds the owner that may have taken the name from a dead one meanwhile.
         for _ in 0..2 {
-            match self.knock(name, deadline_ns).map_err(|error| refused(name, error))? {
+            match self.knock(address, deadline_ns).map_err(|error| refused(address, error))? {
                 Attempt::Connected(fd) if listener(&fd).is_some() => return Ok(fd),
                 Attempt::Connected(_) | Attempt::Nobody(_) => {}
                 Attempt::Full => {
@@ -55,42 +57,43 @@ impl Directory {
                 }
             }
         }
-        Err(ConnectError::NotFound { name: name.to_string(), waited: Duration::ZERO })
+        Err(ConnectError::NotFound { name: address.name().to_string(), waited: Duration::ZERO })
     }
 
-    /// The live names, with the number of each one's process (0 if unknown). Dead sockets are removed on the way.
+    /// The live names, with the number of each one's process (0 if unknown), of several instances that of one. Dead sockets are
+    /// removed on the way.
     pub(crate) fn list(&self) -> Vec<(Name, u32)> {
         if self.is_inherited() {
             return Vec::new();
         }
-        let mut live = Vec::new();
+        let mut live = BTreeMap::new();
         let mut dead = Vec::new();
-        for name in self.names().unwrap_or_default() {
-            match self.probe(&name) {
-                Ok(Probe::Alive { pid }) => live.push((name, pid)),
-                Ok(Probe::Dead) => dead.push(name),
+        for address in self.addresses().unwrap_or_default() {
+            match self.probe(&address) {
+                Ok(Probe::Alive { pid }) => drop(live.entry(address.name().clone()).or_insert(pid)),
+                Ok(Probe::Dead) => dead.push(address),
                 Ok(Probe::Absent | Probe::Foreign) | Err(_) => {}
             }
         }
         if !dead.is_empty() {
             self.remove_dead(&dead);
         }
-        live
+        live.into_iter().collect()
     }
 
     /// Looks again under the lock: a new owner may have come since.
-    fn remove_dead(&self, names: &[Name]) {
+    fn remove_dead(&self, addresses: &[Address]) {
         let Ok(_lock) = self.lock() else { return };
-        for name in names {
-            if self.probe(name) == Ok(Probe::Dead) {
-                self.unlink(name.as_str());
+        for address in addresses {
+            if self.probe(address) == Ok(Probe::Dead) {
+                self.unlink(&address.file());
             }
         }
     }
 
-    /// Whether `name` is alive. Errors: no descriptors or memory.
-    pub(super) fn probe(&self, name: &Name) -> Result<Probe, Errno> {
-        match self.knock(name, clock::now_ns() + PROBE_PATIENCE_NS) {
+    /// Whether `address` is alive. Errors: no descriptors or memory.
+    pub(super) fn probe(&self, address: &Address) -> Result<Probe, Errno> {
+        match self.knock(address, clock::now_ns() + PROBE_PATIENCE_NS) {
             Ok(Attempt::Connected(fd)) => Ok(listener(&fd).map_or(Probe::Dead, |pid| Probe::Alive { pid })),
             Ok(Attempt::Nobody(probe)) => Ok(probe),
             // A full backlog, another user's socket, or another kind of socket: somebody's.
@@ -102,10 +105,11 @@ impl Directory {
     }
 
     /// Connects, again and again while the backlog is full, until `deadline_ns`.
-    fn knock(&self, name: &Name, deadline_ns: u64) -> Result<Attempt, Errno> {
+    fn knock(&self, address: &Address, deadline_ns: u64) -> Result<Attempt, Errno> {
+        let file = address.file();
         let mut pause = Duration::from_micros(50);
         loop {
-            match self.attempt(name)? {
+            match self.attempt(&file)? {
                 Attempt::Full if clock::now_ns() < deadline_ns => thread::sleep(pause),
                 done => return Ok(done),
             }
@@ -113,9 +117,9 @@ impl Directory {
         }
     }
 
-    fn attempt(&self, name: &Name) -> Result<Attempt, Errno> {
+    fn attempt(&self, file_name: &str) -> Result<Attempt, Errno> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = match rustix::fs::openat(self.fd(), name.as_str(), flags, Mode::empty()) {
+        let file = match rustix::fs::openat(self.fd(), file_name, flags, Mode::empty()) {
             Ok(file) => Fd::from(file),
             Err(Errno::NOENT) => return Ok(Attempt::Nobody(Probe::Absent)),
             Err(error) => return Err(error),
@@ -124,7 +128,7 @@ impl Directory {
             return Ok(Attempt::Nobody(Probe::Foreign));
         }
         // Through the socket's own descriptor: a path through the directory's would not fit an address with a long name.
-        let path = by_descriptor(&file).unwrap_or_else(|| self.path().join(name.as_str()));
+        let path = by_descriptor(&file).unwrap_or_else(|| self.path().join(file_name));
         match socket::connect(&path) {
             Ok(fd) => Ok(Attempt::Connected(fd)),
             Err(Errno::AGAIN) => Ok(Attempt::Full),
@@ -145,16 +149,16 @@ fn listener(connected: &Fd) -> Option<u32> {
     Some(socket::peer_credentials(connected).map_or(0, |credentials| credentials.pid))
 }
 
-fn refused(name: &Name, error: Errno) -> ConnectError {
+fn refused(address: &Address, error: Errno) -> ConnectError {
     match error {
         Errno::ACCESS | Errno::PERM => ConnectError::PermissionDenied,
         Errno::MFILE | Errno::NFILE => ConnectError::NoFds,
         Errno::NOMEM | Errno::NOBUFS => ConnectError::NoMemory,
         Errno::NAMETOOLONG => ConnectError::System {
             reason: format!(
-                "without /proc the run-time directory's path is too long to reach `{name}` in it"
+                "without /proc the run-time directory's path is too long to reach `{address}` in it"
             ),
         },
-        error => ConnectError::System { reason: format!("connecting to `{name}`: {error}") },
+        error => ConnectError::System { reason: format!("connecting to `{address}`: {error}") },
     }
 }

@@ -43,8 +43,12 @@ impl Drop for Scratch {
     }
 }
 
-fn name() -> Name {
-    Name::new("processInfo").unwrap()
+fn name() -> Address {
+    Address::from(Name::new("processInfo").unwrap())
+}
+
+fn instance(tag: Option<&str>) -> Address {
+    Address::of_new_instance(name().name().clone(), tag.map(|tag| Tag::new(tag).unwrap()))
 }
 
 fn soon() -> u64 {
@@ -139,7 +143,7 @@ fn a_killed_owners_name_is_free_and_leaves_one_dead_socket() {
         let mut owner = Starter::new(&scratch.0);
         owner.go();
         assert_eq!(owner.answer(), "bound");
-        assert_eq!(directory.list(), [(name(), owner.process.id())]);
+        assert_eq!(directory.list(), [(name().name().clone(), owner.process.id())]);
         owner.kill();
         assert_eq!(scratch.files(), ["processInfo"]);
         let error = directory.connect(&name(), soon()).unwrap_err();
@@ -249,12 +253,12 @@ fn withdrawing_leaves_a_successors_socket() {
     let scratch = Scratch::new();
     let directory = scratch.directory();
     let old = directory.bind(&name()).unwrap();
-    let new = directory.replace(&name()).unwrap();
+    let new = directory.replace(&name(), &[name()]).unwrap();
     assert!(!old.still_ours() && new.still_ours());
     old.withdraw();
     assert!(new.still_ours());
     directory.connect(&name(), soon()).unwrap();
-    assert_eq!(new.name(), &name());
+    assert_eq!(new.address(), &name());
 }
 
 #[test]
@@ -277,7 +281,7 @@ fn a_file_that_was_removed_or_is_no_socket_does_not_hold_a_name() {
 fn a_symbolic_link_in_place_of_a_socket_is_not_followed() {
     let scratch = Scratch::new();
     let directory = scratch.directory();
-    let elsewhere = directory.bind(&Name::new("elsewhere").unwrap()).unwrap();
+    let elsewhere = directory.bind(&Address::from(Name::new("elsewhere").unwrap())).unwrap();
     symlink("elsewhere", scratch.0.join("processInfo")).unwrap();
     assert!(matches!(directory.connect(&name(), soon()), Err(ConnectError::NotFound { .. })));
     drop(elsewhere);
@@ -337,7 +341,7 @@ fn another_user_can_call_on_a_shared_bus_but_not_publish() {
         let directory = Directory::shared(&path, Some(0)).unwrap();
         let called = directory.connect(&name(), soon()).is_ok();
         let taken = matches!(directory.bind(&name()), Err(PublishError::AlreadyPublished { .. }));
-        let other = Name::new("other").unwrap();
+        let other = Address::from(Name::new("other").unwrap());
         let refused = directory.bind(&other).err() == Some(PublishError::PermissionDenied);
         let blind = directory.list().is_empty() && NameWatch::new(&directory).is_none();
         i32::from(!(called && taken && refused && blind))
@@ -367,7 +371,7 @@ fn long_paths_and_long_names_work() {
     let scratch = Scratch::new();
     let long = scratch.0.join("d".repeat(150));
     let directory = Directory::private(&long).unwrap();
-    let longest = Name::new(&"n".repeat(100)).unwrap();
+    let longest = Address::from(Name::new(&"n".repeat(100)).unwrap());
     let _bound = directory.bind(&longest).unwrap();
     directory.connect(&longest, soon()).unwrap();
 }
@@ -420,10 +424,10 @@ fn a_watch_tells_of_names_that_come_and_go() {
     let mut seen = Vec::new();
     let bound = directory.bind(&name()).unwrap();
     watch.drain(|change| seen.push(change));
-    assert_eq!(std::mem::take(&mut seen), [Change::Name(name())]);
+    assert_eq!(std::mem::take(&mut seen), [Change::Name(name().name().clone())]);
     drop(bound);
     watch.drain(|change| seen.push(change));
-    assert_eq!(seen, [Change::Name(name())]);
+    assert_eq!(seen, [Change::Name(name().name().clone())]);
 }
 
 #[test]
@@ -432,4 +436,68 @@ fn without_inotify_there_is_no_watch() {
         return rerun_without("inotify", "names::tests::without_inotify_there_is_no_watch");
     }
     assert!(NameWatch::new(&Scratch::new().directory()).is_none());
+}
+
+#[test]
+fn instances_share_a_name_and_exclude_an_owner_of_it() {
+    let scratch = Scratch::new();
+    let directory = scratch.directory();
+    let us = std::process::id();
+    let (first, second) = (instance(Some("a")), instance(None));
+    let bound = [directory.bind(&first).unwrap(), directory.bind(&second).unwrap()];
+    assert_eq!(scratch.files().len(), 2);
+    for address in [&first, &second] {
+        directory.connect(address, soon()).unwrap();
+    }
+    assert!(matches!(directory.connect(&name(), soon()), Err(ConnectError::NotFound { .. })));
+    assert_eq!(directory.list(), [(name().name().clone(), us)], "a name is listed once");
+    assert_eq!(directory.bind(&name()).unwrap_err(), PublishError::PublishedAsInstances { pid: us });
+    drop(bound);
+    assert_eq!(scratch.files(), [""; 0]);
+    let _alone = directory.bind(&name()).unwrap();
+    let refused = directory.bind(&instance(None)).unwrap_err();
+    assert_eq!(refused, PublishError::AlreadyPublished { pid: us });
+    assert_eq!(scratch.files(), ["processInfo"]);
+}
+
+#[test]
+fn dead_instances_do_not_hold_a_name_and_the_next_publisher_removes_them() {
+    let scratch = Scratch::new();
+    let directory = scratch.directory();
+    let leave_behind = || {
+        let child = fork(|| {
+            let ours = Directory::private(&scratch.0).unwrap();
+            std::mem::forget(ours.bind(&instance(Some("dead"))).unwrap());
+            0
+        });
+        assert_eq!(child_status(child), 0);
+    };
+    leave_behind();
+    leave_behind();
+    assert_eq!(scratch.files().len(), 1, "one dead socket, whatever the number of deaths");
+    let alive = directory.bind(&instance(None)).unwrap();
+    assert_eq!(scratch.files().len(), 1);
+    leave_behind();
+    assert_eq!(directory.list().len(), 1, "a lister removes it, too");
+    assert_eq!(scratch.files().len(), 1);
+    drop(alive);
+    leave_behind();
+    let _alone = directory.bind(&name()).unwrap();
+    assert_eq!(scratch.files(), ["processInfo"]);
+}
+
+#[test]
+fn a_successor_takes_the_places_of_those_it_was_granted() {
+    let scratch = Scratch::new();
+    let directory = scratch.directory();
+    let alone = directory.bind(&name()).unwrap();
+    let (first, second) = (instance(Some("a")), instance(Some("b")));
+    let bound = directory.replace(&first, &[name()]).unwrap();
+    assert!(!alone.still_ours() && bound.still_ours());
+    let other = directory.bind(&second).unwrap();
+    let refused = directory.replace(&name(), std::slice::from_ref(&first)).unwrap_err();
+    assert!(matches!(refused, PublishError::PublishedAsInstances { .. }), "{refused}");
+    let again = directory.replace(&name(), &[first, second]).unwrap();
+    assert!(again.still_ours() && !bound.still_ours() && !other.still_ours());
+    assert_eq!(scratch.files(), ["processInfo"]);
 }

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::inotify::{self, CreateFlags, Event, ReadFlags, WatchFlags};
 
+use super::address::Address;
 use super::directory::Directory;
 use super::name::Name;
 use crate::sys::fd::Fd;
@@ -16,7 +17,7 @@ use crate::sys::features::{self, Feature};
 /// What happened in the directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// This name was taken, taken over or given back.
+    /// This name was taken, taken over or given back, or an instance of it came or went.
     Name(Name),
     /// More happened than the kernel kept: look at every name of interest.
     Everything,
@@ -65,5 +66,6 @@ fn change(event: &Event<'_>) -> Option<Change> {
     if event.events().contains(ReadFlags::QUEUE_OVERFLOW) {
         return Some(Change::Everything);
     }
-    Name::new(event.file_name()?.to_str().ok()?).ok().map(Change::Name)
+    let address = Address::of_file(event.file_name()?.to_str().ok()?)?;
+    Some(Change::Name(address.name().clone()))
 }

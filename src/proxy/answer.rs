@@ -113,6 +113,17 @@ impl Answer {
         }
     }
 
+    /// Whether it is that the object was withdrawn before it began the call; then it is empty after this, to be filled again.
+    #[cold]
+    pub fn take_withdrawal(&mut self) -> bool {
+        let is_refused = self.status == Status::Refused;
+        let is_withdrawn = is_refused && Refused::decode(self.body()) == Some(Refused::Unpublished);
+        if is_withdrawn {
+            self.opened = None;
+        }
+        is_withdrawn
+    }
+
     #[inline(always)]
     fn body(&self) -> &[u8] {
         match self.opened.as_ref().and_then(|opened| opened.body.as_ref()) {

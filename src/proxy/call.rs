@@ -488,7 +488,7 @@ impl<T: DeserializeOwned + 'static, E: OwnError> Future for Call<T, E> {
 impl<T, E> std::fmt::Debug for Call<T, E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Call")
-            .field("object", &self.raw.link.name)
+            .field("object", self.raw.link.name())
             .field("method", &self.raw.parts.request.method.as_str())
             .finish()
     }

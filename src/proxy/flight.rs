@@ -11,9 +11,10 @@ use awaited::Alarm;
 use super::Absent;
 use super::answer::Answer;
 use super::call::Prepared;
+use super::group::{Lacking, Reserved, Waiting};
 use super::lane::{Ended, Fate, Lane, Sent};
-use super::link::{Attempt, Link, NoSlot, Queued};
-use super::port::Port;
+use super::link::{Attempt, Link, NoSlot};
+use super::port::{Port, Queued};
 use crate::error::{BusError, CallError, ConnectError, Executed};
 use crate::parcels::PackError;
 use crate::park::Parker;
@@ -35,11 +36,30 @@ pub(crate) struct Flight {
     deadline_ns: u64,
     /// Wakes the task at the deadline.
     alarm: Option<Alarm>,
-    /// Registered in the queue for a slot.
-    queued: Option<Queued>,
-    attempt: Option<Arc<Attempt>>,
+    /// Registered with who tells when to look for a slot again.
+    queued: Option<Queue>,
+    way: Way,
     /// A task is registered for the answer.
     is_armed: bool,
+}
+
+/// Where a call waits for a slot.
+enum Queue {
+    /// At its link's port.
+    Link(Queued),
+    /// At the instances of the name.
+    Group(Waiting),
+}
+
+/// How a call goes that does not simply take its link's lane.
+enum Way {
+    Direct,
+    /// Not yet: a lane is being made.
+    Attempt(Arc<Attempt>),
+    /// Over the link of an instance, which keeps the port.
+    Member {
+        _link: Arc<Link>,
+    },
 }
 
 enum State {
@@ -53,7 +73,7 @@ enum State {
     Ended,
 }
 
-// SAFETY: the pointer is to a port of the link that the call holds, and ports are Sync; a slot is bound to no thread.
+// SAFETY: the pointer is to a port of a link that the call holds, and ports are Sync; a slot is bound to no thread.
 unsafe impl Send for Flight {}
 // SAFETY: nothing is done through a shared reference.
 unsafe impl Sync for Flight {}
@@ -73,7 +93,7 @@ impl Flight {
             deadline_ns: 0,
             alarm: None,
             queued: None,
-            attempt: None,
+            way: Way::Direct,
             is_armed: false,
         }
     }
@@ -84,8 +104,8 @@ impl Flight {
         self.state = State::Unsent;
         self.deadline_ns = 0;
         self.is_armed = false;
-        if self.attempt.is_some() {
-            self.attempt = None;
+        if !matches!(self.way, Way::Direct) {
+            self.way = Way::Direct;
         }
     }
 
@@ -116,12 +136,15 @@ impl Flight {
             let port = unsafe { port.as_ref() };
             // SAFETY: we hold the slot until `answered` or `ended`, below.
             let lane = unsafe { port.lane() };
-            match lane.wait(slot, sent, self.deadline_ns) {
-                Ok(()) => return self.answered(link, port, slot, lane, sent, answer),
-                Err(ended) => match self.ended(link, port, slot, lane, ended) {
-                    Verdict::Fail(error) => return Err(error),
-                    Verdict::Resend => {}
+            let verdict = match lane.wait(slot, sent, self.deadline_ns) {
+                Ok(()) => match self.answered(link, port, slot, lane, sent, answer) {
+                    Ok(()) => return Ok(()),
+                    Err(verdict) => verdict,
                 },
+                Err(ended) => self.ended(link, port, slot, lane, ended),
+            };
+            if let Verdict::Fail(error) = verdict {
+                return Err(error);
             }
         }
     }
@@ -152,12 +175,14 @@ impl Flight {
         self.start_clock(request.timeout_ns);
         loop {
             let (port, slot) = match link.reserve() {
-                Ok(reserved) => reserved,
+                Ok((port, slot)) => (NonNull::from(port), slot),
                 Err(why) => self.reserve_blocking(link, request, why)?,
             };
+            // SAFETY: ports live as long as their link, which the call holds.
+            let at = unsafe { port.as_ref() };
             // SAFETY: we hold the slot until the call ends.
-            match self.publish(link, request, port, slot, unsafe { port.lane() }) {
-                Ok(sent) => return Ok((NonNull::from(port), slot, sent)),
+            match self.publish(link, request, at, slot, unsafe { at.lane() }) {
+                Ok(sent) => return Ok((port, slot, sent)),
                 Err(Verdict::Fail(error)) => return Err(error),
                 Err(Verdict::Resend) => {}
             }
@@ -198,7 +223,7 @@ impl Flight {
         lane: &Arc<Lane>,
     ) -> Result<Sent, Verdict> {
         if request.spill.is_some() || !request.blobs.is_empty() || !request.extras.is_empty() {
-            Self::attach(link, request, port, slot, lane)?;
+            self.attach(link, request, port, slot, lane)?;
         }
         let header = Header {
             key: request.key,
@@ -223,6 +248,7 @@ impl Flight {
     /// Lends what goes with the request, and tells what else does; gives the slot back where it cannot.
     #[cold]
     fn attach(
+        &self,
         link: &Arc<Link>,
         request: &mut Prepared,
         port: &Port,
@@ -242,7 +268,10 @@ impl Flight {
                 PackError::Ended => Verdict::unsent(lane.heard_end()),
             })
         });
-        lent.inspect_err(|_| link.give_back(port, slot))
+        lent.map_err(|verdict| {
+            link.give_back(port, slot);
+            self.elsewhere(verdict)
+        })
     }
 
     /// Copies the answer out and frees the slot.
@@ -255,7 +284,7 @@ impl Flight {
         lane: &Lane,
         sent: Sent,
         answer: &mut Answer,
-    ) -> Result<(), BusError> {
+    ) -> Result<(), Verdict> {
         let read = answer.read(link, lane, slot);
         if let Ok(meta) = &read {
             lane.note_answer(meta.cpu, sent.rang);
@@ -263,7 +292,10 @@ impl Flight {
         lane.parcels.collect_if_lent();
         lane.ring.finish(slot);
         self.free_slot(link, port, slot);
-        read.map(drop)
+        if matches!(self.way, Way::Member { .. }) && read.is_ok() && answer.take_withdrawal() {
+            return Err(Verdict::Resend);
+        }
+        read.map(drop).map_err(Verdict::Fail)
     }
 
     #[inline(always)]
@@ -290,7 +322,21 @@ impl Flight {
         let began = lane.ring.withdraw(slot);
         let executed = if began { Executed::Unknown } else { Executed::No };
         self.free_slot(link, port, slot);
-        Verdict::of(fate, executed)
+        self.elsewhere(Verdict::of(fate, executed))
+    }
+
+    /// A call that an instance did not begin goes to another one.
+    #[cold]
+    fn elsewhere(&self, verdict: Verdict) -> Verdict {
+        let is_member = matches!(self.way, Way::Member { .. });
+        match verdict {
+            Verdict::Fail(
+                CallError::OwnerDied { executed: Executed::No }
+                | CallError::Disconnected { executed: Executed::No }
+                | CallError::Unpublished { executed: Executed::No },
+            ) if is_member => Verdict::Resend,
+            verdict => verdict,
+        }
     }
 
     fn abandon(&mut self, link: &Link, port: &Port, slot: usize) {
@@ -327,7 +373,7 @@ impl Flight {
         self.state = State::Ended;
         std::mem::forget(self.alarm.take());
         std::mem::forget(self.queued.take());
-        std::mem::forget(self.attempt.take());
+        std::mem::forget(std::mem::replace(&mut self.way, Way::Direct));
         CallError::ForkedHandle { executed: if is_out { Executed::Unknown } else { Executed::No } }
     }
 
@@ -378,13 +424,16 @@ impl Flight {
 
     /// No slot was free, or there was no lane: waits for one.
     #[cold]
-    fn reserve_blocking<'a>(
+    fn reserve_blocking(
         &mut self,
-        link: &'a Arc<Link>,
+        link: &Arc<Link>,
         request: &mut Prepared,
         mut why: NoSlot,
-    ) -> Result<(&'a Port, usize), BusError> {
+    ) -> Result<(NonNull<Port>, usize), BusError> {
         loop {
+            if why == NoSlot::NoLane && link.group().is_some() {
+                return self.reserve_member(link, request);
+            }
             match why {
                 NoSlot::NoLane => self.connect_blocking(link, request)?,
                 NoSlot::Full if request.immediate => return Err(overloaded()),
@@ -392,7 +441,7 @@ impl Flight {
                     let parker = Parker::new();
                     let queued = link.queue_for_slot(parker.waker());
                     match link.reserve() {
-                        Ok(reserved) => return Ok(reserved),
+                        Ok((port, slot)) => return Ok((NonNull::from(port), slot)),
                         // In no queue there is nobody to wake us: the lane that is full came after that look for one.
                         Err(NoSlot::Full) if queued.is_some() => parker.park(self.deadline_ns),
                         Err(_) => {}
@@ -400,12 +449,59 @@ impl Flight {
                 }
             }
             match link.reserve() {
-                Ok(reserved) => return Ok(reserved),
+                Ok((port, slot)) => return Ok((NonNull::from(port), slot)),
                 Err(again) => why = again,
             }
             if clock::now_ns() >= self.deadline_ns {
                 return Err(CallError::DeadlineExceeded { executed: Executed::No });
             }
+        }
+    }
+
+    /// The same at one of the name's instances.
+    fn reserve_member(
+        &mut self,
+        link: &Arc<Link>,
+        request: &Prepared,
+    ) -> Result<(NonNull<Port>, usize), BusError> {
+        let group = match link.group() {
+            Some(group) if !link.is_foreign() => group,
+            _ => return Err(self.forget()),
+        };
+        let since_ns = clock::now_ns();
+        if let Ok(reserved) = group.reserve(&link.choice, since_ns) {
+            return Ok(self.go_to(reserved));
+        }
+        let parker = Parker::new();
+        loop {
+            let _waiting = group.wait(&link.choice, parker.waker(), since_ns);
+            match group.reserve(&link.choice, since_ns) {
+                Ok(reserved) => return Ok(self.go_to(reserved)),
+                Err(lacking) => self.may_wait(link, request, lacking)?,
+            }
+            if clock::now_ns() >= self.deadline_ns {
+                return Err(CallError::DeadlineExceeded { executed: Executed::No });
+            }
+            parker.park(self.deadline_ns);
+        }
+    }
+
+    /// Keeps the link of the instance that the call goes to.
+    fn go_to(&mut self, Reserved { link, port, slot }: Reserved) -> (NonNull<Port>, usize) {
+        self.way = Way::Member { _link: link };
+        (port, slot)
+    }
+
+    /// Whether a call that no instance takes at present is to wait until one does.
+    fn may_wait(&self, link: &Arc<Link>, request: &Prepared, lacking: Lacking) -> Result<(), BusError> {
+        match lacking {
+            Lacking::Slot if request.immediate => Err(overloaded()),
+            Lacking::Instance if request.absent == Absent::Fail => {
+                let name = link.choice.label(link.name());
+                Err(CallError::NotFound { name, executed: Executed::No })
+            }
+            Lacking::Reachable(error) => self.excuse(link, request, error),
+            Lacking::Slot | Lacking::Connection | Lacking::Instance => Ok(()),
         }
     }
 
@@ -426,7 +522,7 @@ impl Flight {
             ConnectError::NotFound { .. } if request.absent == Absent::Wait => {
                 CallError::DeadlineExceeded { executed }
             }
-            ConnectError::NotFound { .. } => CallError::NotFound { name: link.name.to_string(), executed },
+            ConnectError::NotFound { .. } => CallError::NotFound { name: link.name().to_string(), executed },
             ConnectError::HandshakeTimeout { .. } if clock::now_ns() >= self.deadline_ns => {
                 CallError::DeadlineExceeded { executed }
             }

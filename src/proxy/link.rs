@@ -1,20 +1,24 @@
 //! What all proxies of one name in a process share: the lane to its present owner, and how to get the next one.
+//!
+//! Proxies that choose among instances have a link of their own without a lane, that leads to the name's.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::group::{Choice, Group};
 use super::lane::{Fate, Lane};
-use super::port::Port;
+use super::port::{Port, Queued};
 use crate::blob::arena::Arena;
 use crate::bus::BusInner;
 use crate::error::ConnectError;
-use crate::names::Name;
+use crate::names::{Address, Name};
 use crate::park::{Parker, wake_all};
 use crate::peer::Peer;
+use crate::sys::socket::Credentials;
 use crate::sys::{clock, fork};
 
 /// How long one handshake may take.
@@ -22,11 +26,19 @@ pub(crate) const HANDSHAKE_NS: u64 = 1_000_000_000;
 
 pub(crate) struct Link {
     pub bus: Arc<BusInner>,
-    pub name: Name,
+    pub address: Address,
     /// For what is sent to the owner's user.
     pub arena: Arc<Arena>,
     /// There is one lane, which came with it, and no other is looked for.
     is_bound: bool,
+    /// The link of the name, where this one only chooses among instances.
+    home: Option<Arc<Link>>,
+    /// Which instances its calls go to.
+    pub choice: Choice,
+    /// The instances of the name, once some were found there.
+    group: OnceLock<Arc<Group>>,
+    /// Who is, or was last, at the other end.
+    owner: Mutex<Option<Credentials>>,
     /// The port of the present lane, null before the first; always one of `ports`.
     current: AtomicPtr<Port>,
     /// Never removed, so that `current` and calls can point at them.
@@ -80,30 +92,6 @@ impl Attempt {
     }
 }
 
-/// A place in the queue for a slot.
-pub(crate) struct Queued {
-    port: Arc<Port>,
-    waker: Waker,
-}
-
-impl Queued {
-    /// Whether the wake is still to come.
-    pub fn is_waiting(&self) -> bool {
-        self.port.is_queued(&self.waker)
-    }
-
-    /// Whether it is `waker` that will be woken.
-    pub fn is_for(&self, waker: &Waker) -> bool {
-        self.waker.will_wake(waker)
-    }
-}
-
-impl Drop for Queued {
-    fn drop(&mut self) {
-        self.port.unqueue(&self.waker);
-    }
-}
-
 /// Why no slot was had at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NoSlot {
@@ -114,30 +102,88 @@ pub(crate) enum NoSlot {
 }
 
 impl Link {
-    pub fn new(bus: Arc<BusInner>, name: Name) -> Link {
+    pub fn new(bus: Arc<BusInner>, address: Address) -> Link {
         let arena = Arc::clone(&bus.owners_arena);
-        Link::with(bus, name, arena, false)
+        Link::with(bus, address, arena)
     }
 
     /// To objects of the caller's, of an object of this process: a lane is to be [installed](Self::install), and no other is
     /// looked for once it has ended.
     pub fn back(bus: Arc<BusInner>, caller: &Peer) -> Link {
         let arena = bus.arena_for(caller.credentials.uid);
-        Link::with(bus, Name::callbacks(), arena, true)
+        let mut link = Link::with(bus, Name::callbacks().into(), arena);
+        link.is_bound = true;
+        link
     }
 
-    fn with(bus: Arc<BusInner>, name: Name, arena: Arc<Arena>, is_bound: bool) -> Link {
+    fn with(bus: Arc<BusInner>, address: Address, arena: Arc<Arena>) -> Link {
         Link {
             bus,
-            name,
+            address,
             arena,
-            is_bound,
+            is_bound: false,
+            home: None,
+            choice: Choice::default(),
+            group: OnceLock::new(),
+            owner: Mutex::new(None),
             current: AtomicPtr::new(std::ptr::null_mut()),
             ports: Mutex::default(),
             connecting: Mutex::new(()),
             background: Mutex::default(),
             generation: fork::generation(),
         }
+    }
+
+    /// For proxies that choose among the instances of a name.
+    pub fn choosing(home: Arc<Link>, choice: Choice) -> Link {
+        home.found_group();
+        let mut link = Link::new(Arc::clone(&home.bus), home.address.clone());
+        (link.home, link.choice) = (Some(home), choice);
+        link
+    }
+
+    pub fn name(&self) -> &Name {
+        self.address.name()
+    }
+
+    /// The instances of the name, if any have been met.
+    pub fn group(&self) -> Option<&Arc<Group>> {
+        self.home.as_deref().unwrap_or(self).group.get()
+    }
+
+    /// The same, looked for from here on if they were not before.
+    pub fn found_group(self: &Arc<Self>) -> &Arc<Group> {
+        let home = self.home.as_ref().unwrap_or(self);
+        let mut is_new = false;
+        let group = home.group.get_or_init(|| {
+            is_new = true;
+            Group::new(home)
+        });
+        // Not before it can be found: who is listed may be connected with at once.
+        if is_new {
+            group.list(true);
+        }
+        group
+    }
+
+    /// Whether there are instances, where nobody has the name for itself.
+    fn has_instances(self: &Arc<Self>) -> bool {
+        let is_of_name = !self.address.is_instance() && self.group.get().is_none();
+        if !is_of_name || !self.bus.addresses_of(self.name()).iter().any(Address::is_instance) {
+            return false;
+        }
+        self.found_group();
+        true
+    }
+
+    /// How many calls of this process the present lane has; `None` if there is none.
+    pub fn load(&self) -> Option<usize> {
+        self.port().map(Port::in_flight)
+    }
+
+    /// Who is, or was last, at the other end.
+    pub fn owner(&self) -> Option<Credentials> {
+        *self.owner.lock()
     }
 
     /// Whether this process is a forked child of the one that made the link.
@@ -217,8 +263,7 @@ impl Link {
         loop {
             let current = self.current.load(Ordering::SeqCst).cast_const();
             let port = self.ports.lock().iter().find(|port| Arc::as_ptr(port) == current).cloned()?;
-            port.queue(waker);
-            let queued = Queued { port, waker: waker.clone() };
+            let queued = Queued::new(port, waker);
             // A port that was retired before we were in its queue wakes nobody any more.
             if std::ptr::eq(self.current.load(Ordering::SeqCst), current) {
                 return Some(queued);
@@ -273,7 +318,8 @@ impl Link {
         }
     }
 
-    /// Makes a lane to the present owner unless there is one, waiting for one handshake at most.
+    /// Makes a lane to the present owner unless there is one, waiting for one handshake at most. It has a
+    /// [`group`](Self::group) instead where there are instances.
     ///
     /// Blocks for up to a second, or until `deadline_ns`.
     #[cold]
@@ -288,22 +334,26 @@ impl Link {
             let after = Duration::from_nanos(clock::now_ns() - began_ns);
             return Err(ConnectError::HandshakeTimeout { after });
         };
-        if self.is_connected() {
+        if self.has_lane() {
             return Ok(());
         }
         if self.is_bound {
             return Err(self.gone());
         }
         let handshake_ns = clock::now_ns().saturating_add(HANDSHAKE_NS).min(deadline_ns);
-        let lane = self.bus.connect(self, handshake_ns)?;
-        self.install(lane);
+        match self.bus.connect(self, handshake_ns) {
+            Ok(lane) => self.install(lane),
+            // Calls go to them from here on.
+            Err(ConnectError::NotFound { .. }) if self.has_instances() => {}
+            Err(error) => return Err(error),
+        }
         Ok(())
     }
 
     /// Of a bound link: its lane has ended.
     #[cold]
     fn gone(&self) -> ConnectError {
-        ConnectError::NotFound { name: self.name.to_string(), waited: Duration::ZERO }
+        ConnectError::NotFound { name: self.name().to_string(), waited: Duration::ZERO }
     }
 
     /// As [`connect`](Self::connect), waiting for the name to appear until `deadline_ns`.
@@ -314,7 +364,7 @@ impl Link {
         }
         let parker = Parker::new();
         // Registered before the first attempt: a name that appears right after one wakes us.
-        let mut watch = self.bus.watch_name(&self.name, parker.waker());
+        let mut watch = self.bus.watch_name(self.name(), parker.waker());
         loop {
             match self.connect(deadline_ns) {
                 Err(ConnectError::NotFound { .. }) if clock::now_ns() < deadline_ns => {
@@ -325,8 +375,24 @@ impl Link {
         }
     }
 
+    /// Blocks until calls can be sent: until `deadline_ns`, or, unless it is `patient`, until it is clear that none can.
+    pub fn meet(self: &Arc<Self>, deadline_ns: u64, patient: bool) -> Result<(), ConnectError> {
+        if self.group().is_none() {
+            match patient {
+                true => self.connect_patiently(deadline_ns)?,
+                false => self.connect(deadline_ns)?,
+            }
+        }
+        self.group().map_or(Ok(()), |group| group.meet(&self.choice, deadline_ns, patient))
+    }
+
     /// Whether calls can be sent now.
     pub fn is_connected(&self) -> bool {
+        let is_member_ready = || self.group().is_some_and(|group| !group.present(&self.choice).is_empty());
+        self.has_lane() || !self.is_foreign() && is_member_ready()
+    }
+
+    fn has_lane(&self) -> bool {
         match self.reserve() {
             Ok((port, slot)) => {
                 self.give_back(port, slot);
@@ -337,16 +403,28 @@ impl Link {
         }
     }
 
-    /// Runs `f` with the present lane, if there is one and a slot to hold it by.
+    /// Runs `f` with the present lane, or that of an instance, if there is one and a slot to hold it by.
     pub fn with_lane<R>(&self, f: impl FnOnce(&Arc<Lane>) -> R) -> Option<R> {
-        let (port, slot) = self.reserve().ok()?;
+        match self.reserve() {
+            Ok((port, slot)) => Some(self.with_slot(port, slot, f)),
+            Err(_) if self.is_foreign() => None,
+            Err(_) => {
+                let (_, member, _) = self.group()?.present(&self.choice).into_iter().next()?;
+                let (port, slot) = member.reserve().ok()?;
+                Some(member.with_slot(port, slot, f))
+            }
+        }
+    }
+
+    fn with_slot<R>(&self, port: &Port, slot: usize, f: impl FnOnce(&Arc<Lane>) -> R) -> R {
         // SAFETY: the slot is held until after `f`.
         let result = f(unsafe { port.lane() });
         self.give_back(port, slot);
-        Some(result)
+        result
     }
 
     pub fn install(&self, lane: Arc<Lane>) {
+        *self.owner.lock() = Some(lane.peer.credentials);
         let mut ports = self.ports.lock();
         let vacant = ports.iter().find(|port| port.try_occupy(Arc::clone(&lane)).is_ok()).cloned();
         let port = vacant.unwrap_or_else(|| {
@@ -407,7 +485,7 @@ impl Link {
     fn serve_background(self: &Arc<Self>) {
         let parker = Parker::new();
         // Registered before the first attempt: a name that appears right after one wakes us.
-        let mut watch = self.bus.watch_name(&self.name, parker.waker());
+        let mut watch = self.bus.watch_name(self.name(), parker.waker());
         loop {
             let asked = match &mut *self.background.lock() {
                 Some(background) => {
@@ -435,34 +513,45 @@ impl Link {
         }
     }
 
-    /// Waits until all one-way calls are taken; whether they were by `until`.
+    /// Waits until all one-way calls are taken, those on instances among them; whether they were by `until`.
     pub fn flush(&self, until: Option<Instant>) -> bool {
+        self.flush_own(until) && self.group.get().is_none_or(|group| group.flush(until))
+    }
+
+    fn flush_own(&self, until: Option<Instant>) -> bool {
         let until_ns = until.map_or(u64::MAX, |until| {
             let left = until.saturating_duration_since(Instant::now());
             clock::now_ns().saturating_add(clock::span_ns(left))
         });
         let parker = Parker::new();
-        while self.in_flight() != 0 {
+        while self.in_flight_here() != 0 {
             if clock::now_ns() >= until_ns {
                 return false;
             }
             let queued = self.queue_for_slot(parker.waker());
-            if queued.is_some() && self.in_flight() != 0 {
+            if queued.is_some() && self.in_flight_here() != 0 {
                 parker.park(until_ns);
             }
         }
         true
     }
 
-    /// Ends the present lane; a bus that is closed makes no other.
+    /// Ends the present lanes; a bus that is closed makes no others.
     pub fn close(&self) {
-        if let Some(lane) = self.with_lane(Arc::clone) {
-            lane.end(Fate::Closed);
+        if let Ok((port, slot)) = self.reserve() {
+            self.with_slot(port, slot, Arc::clone).end(Fate::Closed);
         }
+        self.group.get().into_iter().for_each(|group| group.close());
     }
 
-    /// Calls in flight, one-way ones that are not taken yet included.
+    /// Calls in flight on the name, one-way ones that are not taken yet included.
     pub fn in_flight(&self) -> usize {
+        let home = self.home.as_deref().unwrap_or(self);
+        home.in_flight_here() + home.group.get().map_or(0, |group| group.in_flight())
+    }
+
+    /// Those on the present lane.
+    fn in_flight_here(&self) -> usize {
         if self.is_foreign() {
             return 0;
         }

@@ -11,8 +11,10 @@ mod callback;
 mod connect;
 mod extras;
 mod flight;
+mod group;
 mod lane;
 mod link;
+mod members;
 mod port;
 
 use std::fmt;
@@ -42,8 +44,10 @@ pub(crate) use callback::WayBack;
 pub use connect::Connect;
 pub(crate) use extras::Extra;
 pub use extras::{Extras, Receiving};
+pub use group::Balance;
 pub(crate) use lane::{Lane, Parts as LaneParts};
 pub(crate) use link::{HANDSHAKE_NS, Link};
+pub use members::{CallAll, Instances, Member};
 
 /// What a call does while nobody publishes its object's name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -158,7 +162,7 @@ impl Handle {
 
     /// The name of the object.
     pub fn name(&self) -> &str {
-        self.link.name.as_str()
+        self.link.name().as_str()
     }
 
     /// The process id of the present owner; `None` while there is none, 0 if it lies outside this pid namespace.

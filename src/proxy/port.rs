@@ -195,22 +195,22 @@ impl Port {
         Some((lane, abandoned))
     }
 
-    /// Registers who waits for a slot; then reap and try to reserve once more. Undone by [`unqueue`](Self::unqueue).
+    /// Registers who waits for a slot. Undone by [`unqueue`](Self::unqueue).
     ///
     /// The reaping arms the abandoned slots that it does not free, since somebody waits now: their own calls told the owner
     /// that nobody does.
-    pub fn queue(&self, waker: &Waker) {
+    fn queue(&self, waker: &Waker) {
         self.waiting.fetch_add(1, Ordering::SeqCst);
         self.queue.lock().push_back(waker.clone());
     }
 
     /// Whether `waker` is in the queue.
-    pub fn is_queued(&self, waker: &Waker) -> bool {
+    fn is_queued(&self, waker: &Waker) -> bool {
         self.queue.lock().iter().any(|waiting| waiting.will_wake(waker))
     }
 
     /// Undoes [`queue`](Self::queue).
-    pub fn unqueue(&self, waker: &Waker) {
+    fn unqueue(&self, waker: &Waker) {
         self.waiting.fetch_sub(1, Ordering::SeqCst);
         let mut queue = self.queue.lock();
         match queue.iter().position(|waiting| waiting.will_wake(waker)) {
@@ -244,5 +244,35 @@ impl Port {
     /// How many slots calls hold.
     pub fn in_flight(&self) -> usize {
         self.taken().count_ones() as usize
+    }
+}
+
+/// A place in the queue for a slot.
+pub(crate) struct Queued {
+    port: Arc<Port>,
+    waker: Waker,
+}
+
+impl Queued {
+    /// Registers `waker` for a slot that becomes free, as long as the result lives; then reap and try to reserve once more.
+    pub fn new(port: Arc<Port>, waker: &Waker) -> Queued {
+        port.queue(waker);
+        Queued { port, waker: waker.clone() }
+    }
+
+    /// Whether the wake is still to come.
+    pub fn is_waiting(&self) -> bool {
+        self.port.is_queued(&self.waker)
+    }
+
+    /// Whether it is `waker` that will be woken.
+    pub fn is_for(&self, waker: &Waker) -> bool {
+        self.waker.will_wake(waker)
+    }
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.port.unqueue(&self.waker);
     }
 }

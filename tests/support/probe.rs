@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use objbus::{Access, Bus, Call, CallContext, CallError, Limits, PanicPolicy, Published};
+use objbus::{Access, Bus, Call, CallContext, CallError, Instance, Limits, PanicPolicy, Published};
 use serde::de::DeserializeOwned;
 
 use super::{Child, block_on, bus_at, hear, held_by, say, start};
@@ -85,6 +85,11 @@ pub struct Probe {
 
 #[objbus::object]
 impl Probe {
+    /// Which process this is.
+    pub fn process(&self) -> u32 {
+        std::process::id()
+    }
+
     pub fn add(&self, a: u64, b: u64) -> u64 {
         a + b
     }
@@ -234,6 +239,9 @@ pub fn own(arguments: &[String]) -> ! {
                 }
                 ("deny", "") => publication.access(Access::only().uid(u32::MAX - 9)),
                 ("deny", method) => publication.method_access(method, Access::only().uid(u32::MAX - 9)),
+                ("instance", "") => publication.instance(Instance::new()),
+                ("instance", tag) => publication.instance(Instance::new().tag(tag)),
+                ("replace", _) => publication.replace(),
                 ("poison", _) => publication.on_panic(PanicPolicy::Poison),
                 _ => publication,
             };

@@ -301,7 +301,8 @@ impl<S: Service> ServiceBuilder<S> {
         self
     }
 
-    /// Publishes it on the bus under its name while it is started.
+    /// Publishes it on the bus under its name while it is started. Where its process has a scale of more than 1, each of them
+    /// publishes an [instance](objbus::Bus::publish_as) of it, whose tag is the process' index.
     pub fn publish(self) -> ServiceBuilder<S>
     where
         S: Object,

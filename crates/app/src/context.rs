@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use objbus::{Bus, Connect, Object, Proxy, Publication, PublishError, Published};
+use objbus::{Bus, Connect, Instance, Object, Proxy, Publication, PublishError, Published};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
@@ -53,6 +53,7 @@ impl<C> ServiceContext<C> {
             name: "detached".into(),
             process: "detached".into(),
             index: 0,
+            is_scaled: false,
             is_dev: true,
             dependencies: Vec::new(),
         };
@@ -101,7 +102,8 @@ impl<C> ServiceContext<C> {
         self.bus().proxy(name)
     }
 
-    /// Publishes a further object, until the service stops.
+    /// Publishes a further object, until the service stops; as an [instance](Bus::publish_as) in a process with a scale of more
+    /// than 1, whose tag is the process' index.
     ///
     /// In a process that is about to replace another one, this happens once all of its services have started.
     ///
@@ -223,6 +225,8 @@ pub(crate) struct Place {
     pub name: String,
     pub process: String,
     pub index: u32,
+    /// Several instances of the process run at a time, and share the names of what they publish.
+    pub is_scaled: bool,
     pub is_dev: bool,
     pub dependencies: Vec<String>,
 }
@@ -299,6 +303,10 @@ impl Scope {
 
     /// Publishes, or keeps it for [`take_over`](Self::take_over).
     pub fn publish(&self, publication: Publication) -> Result<(), PublishError> {
+        let publication = match self.place.is_scaled {
+            true => publication.instance(Instance::new().tag(self.place.index.to_string())),
+            false => publication,
+        };
         let mut names = self.names.lock();
         if names.is_held {
             names.held.push(publication);

@@ -92,7 +92,7 @@
 //!
 //! # What it does not do
 //!
-//! It is for Linux and for one machine. It restarts processes, not single services. A published service lives in one process at a time.
+//! It is for Linux and for one machine. It restarts processes, not single services.
 
 #![warn(missing_docs)]
 #![forbid(unsafe_code)]

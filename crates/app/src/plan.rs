@@ -24,6 +24,13 @@ pub(crate) struct Plan {
     pub stop_timeout: Duration,
 }
 
+impl Plan {
+    /// Whether several of the process with this name run at a time.
+    pub fn is_scaled(&self, process: &str) -> bool {
+        self.processes.iter().any(|planned| planned.name == process && planned.scale > 1)
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ProcessPlan {
     pub name: String,

@@ -1,9 +1,10 @@
 //! A call as a future: the same way, without a thread that sleeps.
 
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use super::{Flight, State, Verdict, overloaded};
+use super::{Flight, Queue, State, Verdict, Way, overloaded};
 use crate::engine::Token;
 use crate::error::{BusError, CallError, Executed};
 use crate::proxy::Absent;
@@ -11,6 +12,7 @@ use crate::proxy::answer::Answer;
 use crate::proxy::call::Prepared;
 use crate::proxy::lane::{Ended, Lane};
 use crate::proxy::link::{Link, NoSlot};
+use crate::proxy::port::Port;
 use crate::sys::clock;
 
 /// Looks of an awaited call before its task is told to wait: about one round trip.
@@ -52,8 +54,14 @@ impl Flight {
             let ended = match lane.look(slot) {
                 Ok(true) => {
                     self.disarm(lane, slot);
-                    let read = self.answered(link, port, slot, lane, sent, answer);
-                    return self.done(link, read);
+                    match self.answered(link, port, slot, lane, sent, answer) {
+                        Ok(()) => return self.done(link, Ok(())),
+                        Err(Verdict::Fail(error)) => return self.done(link, Err(error)),
+                        Err(Verdict::Resend) => {
+                            self.state = State::Unsent;
+                            continue;
+                        }
+                    }
                 }
                 Ok(false) if lane.fate().is_final() => match lane.last_look(slot, lane.fate()) {
                     Ok(()) => continue,
@@ -101,10 +109,21 @@ impl Flight {
         cx: &mut Context<'_>,
     ) -> Option<Result<(), BusError>> {
         loop {
-            match link.reserve() {
+            let mut reserved = link.reserve().map(|(port, slot)| (NonNull::from(port), slot));
+            if reserved == Err(NoSlot::NoLane) && link.group().is_some() {
+                match self.poll_member(link, request, cx) {
+                    Poll::Ready(Ok(member)) => reserved = Ok(member),
+                    Poll::Ready(Err(error)) => return Some(Err(error)),
+                    Poll::Pending => return None,
+                }
+            } else if reserved.is_ok() {
+                self.way = Way::Direct;
+            }
+            match reserved {
                 Ok((port, slot)) => {
                     self.queued = None;
-                    self.attempt = None;
+                    // SAFETY: ports live as long as their link, which the call holds.
+                    let port = unsafe { port.as_ref() };
                     // SAFETY: we hold the slot.
                     let lane = unsafe { port.lane() };
                     match self.publish(link, request, port, slot, lane) {
@@ -116,44 +135,72 @@ impl Flight {
                 Err(_) if self.is_late() => {
                     return Some(Err(CallError::DeadlineExceeded { executed: Executed::No }));
                 }
-                Err(NoSlot::NoLane) => {
-                    match self.attempt.take().map(|attempt| (attempt.outcome(), attempt)) {
-                        Some((None, attempt)) => {
-                            attempt.set_waker(cx.waker());
-                            let outcome = attempt.outcome();
-                            self.attempt = Some(attempt);
-                            if outcome.is_none() {
+                Err(NoSlot::NoLane) => match std::mem::replace(&mut self.way, Way::Direct) {
+                    Way::Attempt(attempt) => {
+                        attempt.set_waker(cx.waker());
+                        match attempt.outcome() {
+                            None => {
+                                self.way = Way::Attempt(attempt);
                                 self.set_alarm(link, cx.waker());
                                 return None;
                             }
-                        }
-                        Some((Some(Err(error)), _)) => return Some(self.excuse(link, request, error)),
-                        Some((Some(Ok(())), _)) | None => {
-                            let patient = request.absent == Absent::Wait;
-                            let attempt = link.connect_in_background(cx.waker(), self.deadline_ns, patient);
-                            self.attempt = Some(attempt);
-                            if self.attempt.as_ref().is_some_and(|attempt| attempt.outcome().is_none()) {
-                                self.set_alarm(link, cx.waker());
-                                return None;
-                            }
+                            Some(Err(error)) => return Some(self.excuse(link, request, error)),
+                            Some(Ok(())) => {}
                         }
                     }
-                }
+                    Way::Direct | Way::Member { .. } => {
+                        let patient = request.absent == Absent::Wait;
+                        let attempt = link.connect_in_background(cx.waker(), self.deadline_ns, patient);
+                        self.way = Way::Attempt(attempt);
+                    }
+                },
                 Err(NoSlot::Full) if request.immediate => return Some(Err(overloaded())),
                 Err(NoSlot::Full) => {
-                    if self
-                        .queued
-                        .as_ref()
-                        .is_some_and(|queued| queued.is_for(cx.waker()) && queued.is_waiting())
+                    if let Some(Queue::Link(queued)) = &self.queued
+                        && queued.is_for(cx.waker())
+                        && queued.is_waiting()
                     {
                         return None;
                     }
                     // Dropped first: a wake that it had and could not use goes to the next in the queue.
                     self.queued = None;
-                    self.queued = link.queue_for_slot(cx.waker());
+                    self.queued = link.queue_for_slot(cx.waker()).map(Queue::Link);
                     self.set_alarm(link, cx.waker());
                 }
             }
+        }
+    }
+
+    /// A slot of one of the name's instances.
+    fn poll_member(
+        &mut self,
+        link: &Arc<Link>,
+        request: &Prepared,
+        cx: &Context<'_>,
+    ) -> Poll<Result<(NonNull<Port>, usize), BusError>> {
+        let Some(group) = link.group() else { return Poll::Pending };
+        let since_ns = match &self.queued {
+            Some(Queue::Group(waiting)) => waiting.since_ns,
+            _ => clock::now_ns(),
+        };
+        if let Ok(reserved) = group.reserve(&link.choice, since_ns) {
+            return Poll::Ready(Ok(self.go_to(reserved)));
+        }
+        // Dropped first: a wake that it had and could not use goes to the next in the queue.
+        self.queued = None;
+        self.queued = Some(Queue::Group(group.wait(&link.choice, cx.waker(), since_ns)));
+        match group.reserve(&link.choice, since_ns) {
+            Ok(reserved) => Poll::Ready(Ok(self.go_to(reserved))),
+            Err(lacking) => match self.may_wait(link, request, lacking) {
+                Err(error) => Poll::Ready(Err(error)),
+                Ok(()) if self.is_late() => {
+                    Poll::Ready(Err(CallError::DeadlineExceeded { executed: Executed::No }))
+                }
+                Ok(()) => {
+                    self.set_alarm(link, cx.waker());
+                    Poll::Pending
+                }
+            },
         }
     }
 

@@ -84,9 +84,7 @@ pub(crate) fn check(
     }
     errors.extend(unknown_processes(&processes, services));
     let placed = place(&processes, services);
-    errors.extend(
-        placed.iter().filter(|service| service.is_published).filter_map(|s| shared_name(s, &processes)),
-    );
+    errors.extend(placed.iter().filter(|service| service.is_published).filter_map(shared_name));
     let sorted = match sort(&placed) {
         Ok(sorted) => sorted,
         Err(wrong) => {
@@ -181,25 +179,14 @@ fn unique(names: impl Iterator<Item = String>) -> Vec<String> {
     seen
 }
 
-/// Why a published service cannot have its name, if it would be in more than one process at a time.
-fn shared_name(service: &ServicePlan, processes: &[DeclaredProcess]) -> Option<String> {
-    let one = "one process at a time can own a name";
-    if let [first, second, ..] = &service.processes[..] {
-        return Some(format!(
-            "service `{}` is published and runs in processes `{first}` and `{second}`: {one}; publish it from one",
-            service.name
-        ));
-    }
-    let process = processes.iter().find(|process| service.processes.contains(&process.name))?;
-    // `Auto` is 1 on some machines only, and would be wrong on the others.
-    let is_one = process.scale == Scale::Fixed(1);
-    (!is_one).then(|| {
-        format!(
-            "service `{}` is published and runs in process `{}`, which has scale {}: {one}; give the process scale 1, or publish \
-             from another process",
-            service.name, process.name, process.scale
-        )
-    })
+/// Why a published service cannot have its name, if it would be in processes of several names.
+fn shared_name(service: &ServicePlan) -> Option<String> {
+    let [first, second, ..] = &service.processes[..] else { return None };
+    Some(format!(
+        "service `{}` is published and runs in processes `{first}` and `{second}`: those who share a name are all of one process, \
+         and told apart by its index; publish it from one",
+        service.name
+    ))
 }
 
 /// The services in an order in which each stands behind all that it depends on, and else as declared; or the dependencies that
@@ -395,18 +382,13 @@ mod tests {
         let double = || vec![process("worker", 1), process("worker", 1)];
         let ok = || service("a", &[], &[]);
         type Case = (Vec<DeclaredProcess>, Vec<DeclaredService>, &'static [&'static str]);
-        let cases: [Case; 11] = [
+        let cases: [Case; 10] = [
             (processes(), vec![], &["no service"]),
             (processes(), vec![ok(), ok()], &["service `a` is declared 2 times"]),
             (double(), vec![ok()], &["process `worker` is declared 2 times"]),
             (zero(), vec![ok()], &["process `worker` has scale 0"]),
             (processes(), vec![service("a", &["mail"], &[])], &["process `mail`", "`worker`, `background`"]),
             (processes(), vec![service("a", &[], &["b"])], &["`a` depends on `b`", "there are `a`"]),
-            (
-                processes(),
-                vec![published("a", &[])],
-                &["`a` is published", "`worker`", "scale auto", "scale 1"],
-            ),
             (processes(), vec![published("a", &["worker", "background"])], &["`worker` and `background`"]),
             (processes(), vec![service("a b", &[], &[])], &["service name `a b`"]),
             (processes(), vec![service("", &[], &[])], &["service name ``"]),
@@ -428,7 +410,7 @@ mod tests {
     #[test]
     fn all_that_is_wrong_is_told_at_once() {
         let services = [
-            published("a", &[]),
+            published("a", &["worker", "background"]),
             service("b", &["mail"], &["nobody"]),
             service("c", &[], &["d"]),
             service("d", &[], &["c"]),

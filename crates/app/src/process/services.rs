@@ -142,6 +142,7 @@ impl Services {
             name: name.to_owned(),
             process: instance.name.clone(),
             index: instance.index,
+            is_scaled: self.host.plan.is_scaled(&instance.name),
             is_dev: self.host.is_dev,
             dependencies: planned.depends_on.clone(),
         };

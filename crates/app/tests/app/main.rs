@@ -4,6 +4,7 @@
 mod apps;
 mod control;
 mod harness;
+mod instances;
 mod kills;
 mod reload;
 mod start;
@@ -18,7 +19,15 @@ fn main() -> ExitCode {
     if let Ok(name) = std::env::var(harness::APP_VARIABLE) {
         return apps::run(&name);
     }
-    let modules = [control::TESTS, kills::TESTS, reload::TESTS, start::TESTS, stop::TESTS, systemd::TESTS];
+    let modules = [
+        control::TESTS,
+        instances::TESTS,
+        kills::TESTS,
+        reload::TESTS,
+        start::TESTS,
+        stop::TESTS,
+        systemd::TESTS,
+    ];
     let trial = |(name, test): &(&str, fn())| {
         let test = *test;
         Trial::test(*name, move || {
