@@ -169,8 +169,8 @@ fn run(worker: &mut Worker, lane: &Arc<OwnerLane>, request: &Request, method: Ru
         refuse(worker, lane, request, Refused::Cancelled { executed: Executed::No });
         return give_back(&lane.object);
     } else {
-        // The method may take long, and who waits for an answer before it is not to wait for that.
-        lane.after_beginning(worker.take_answered());
+        // Who waits for an answer before it is not to wait for that, short though the method may be.
+        worker.tell_answered(lane);
     }
     let opened = (!request.is_plain()).then(|| open(lane, request)).transpose();
     if one_way {

@@ -13,6 +13,7 @@ use crate::peer::Peer;
 use crate::proxy::WayBack;
 use crate::ring::layout::{AWAKE, CLOSING, ON_FUTEX, OPEN, REPLACED, ResponseMeta, SLOTS};
 use crate::ring::owner::{OwnerRing, Request, Take};
+use crate::sys::clock;
 use crate::sys::closer::Foreign;
 use crate::sys::eventfd::Doorbell;
 
@@ -22,6 +23,9 @@ const LIVE: u8 = 0;
 const GONE: u8 = 1;
 /// The caller broke the protocol, or all is over: nothing is taken any more.
 const CLOSED: u8 = 2;
+
+/// How long a method known to be short may hide what else there is in a burst of requests.
+const BURST_NS: u64 = 1_000_000;
 
 /// Bodies in a row that did not decode, after which a caller is taken for broken.
 const BAD_REQUESTS_MAX: u32 = 10;
@@ -41,6 +45,8 @@ pub(crate) struct OwnerLane {
     pub woke_caller: AtomicBool,
     /// Rings in a row without a request.
     pub empty_rings: AtomicU32,
+    /// An alarm is set that looks whether a burst of requests goes on.
+    is_watched: AtomicBool,
     /// Names the lane in the pool's epoll set.
     pub bell_token: u64,
     state: AtomicU8,
@@ -72,6 +78,7 @@ impl OwnerLane {
             way_back: WayBack::default(),
             woke_caller: AtomicBool::new(false),
             empty_rings: AtomicU32::new(0),
+            is_watched: AtomicBool::new(false),
             bell_token: parts.bell_token,
             state: AtomicU8::new(LIVE),
             woken_arm: AtomicU32::new(AWAKE),
@@ -105,7 +112,7 @@ impl OwnerLane {
     #[inline(always)]
     pub fn answer(&self, slot: usize, wanted: u32, meta: ResponseMeta, len: u32, lent: u32) {
         self.ring.answer(slot, wanted, meta, len, lent);
-        self.ring.sleepers(1 << slot, |slot, who| self.wake(slot, who));
+        self.ring.sleepers(1 << slot, |slot, who| _ = self.wake_early(slot, who));
     }
 
     /// One fence for the answers given since the last in the slots of `answered` (bits), and what must follow it.
@@ -118,10 +125,52 @@ impl OwnerLane {
         }
     }
 
-    /// The same for answers that a call was begun after, by the fence of that.
+    /// The same for answers that a call was begun after, by the fence of that; but the slots whose tasks are left for later.
     #[inline(always)]
-    pub fn after_beginning(&self, answered: u64) {
-        self.ring.sleepers(answered, |slot, who| self.wake(slot, who));
+    pub fn after_beginning(&self, answered: u64) -> u64 {
+        let mut left = 0;
+        self.ring.sleepers(answered, |slot, who| left |= u64::from(!self.wake_early(slot, who)) << slot);
+        left
+    }
+
+    /// As [`wake`](Self::wake), but no task while there are other requests: one word, behind their answers, is for the tasks of
+    /// all. Whether `who` was woken.
+    #[cold]
+    fn wake_early(&self, slot: usize, who: u32) -> bool {
+        let wakes = who == ON_FUTEX || !self.ring.has_request();
+        if wakes {
+            self.wake(slot, who);
+        }
+        wakes
+    }
+
+    /// Looks in a while whether a method known to be short takes long for once, before requests that were rung for and answers
+    /// that nobody was told of.
+    #[cold]
+    pub fn watch_burst(self: &Arc<Self>) {
+        if !self.is_watched.swap(true, Ordering::AcqRel) {
+            let (lane, position) = (Arc::downgrade(self), self.ring.position());
+            self.object.engine.alarm(clock::now_ns() + BURST_NS, move |engine| {
+                if let Some(lane) = lane.upgrade() {
+                    lane.look_at_burst(engine, position);
+                }
+            });
+        }
+    }
+
+    /// `position` is how far it was a while ago.
+    fn look_at_burst(self: &Arc<Self>, engine: &'static Engine, position: u32) {
+        // A swap, and one there: who has left a task to be woken, and finds that somebody will look, is seen here.
+        self.is_watched.swap(false, Ordering::AcqRel);
+        self.ring.after_answers(self.ring.idle_slots(), |slot, who| self.wake(slot, who));
+        if !self.is_open() || !self.ring.has_request() {
+            return;
+        }
+        if self.ring.position() == position {
+            engine.pool.enqueue(Arc::clone(self));
+        } else {
+            self.watch_burst();
+        }
     }
 
     /// Wakes `who` sleeps on the answer in `slot`, by its sleep word.

@@ -7,8 +7,11 @@
 //!
 //! **No slow method hides a lane while a worker is idle.** What ensures it: a caller that is about to sleep, or to stop
 //! looking, with its call not begun rings whatever `polled` says; and a ring reaches a worker that sleeps, if there is
-//! one. The rest are shortcuts: a worker hands its lanes over before a method not known to be short, sees to it that
-//! another worker stands by, and passes a lane on in which it finds more than one request when it was woken.
+//! one, or after 1 ms where a burst of requests had one ring. The rest are shortcuts: a worker hands its lanes over before a
+//! method not known to be short, and sees to it that another stands by.
+//!
+//! **One wake for a burst.** Requests that come together are rung for once, and the tasks that wait for them woken once, behind the
+//! last answer; threads, which sleep on a word each, at once.
 //!
 //! **Never spin blindly.** A worker lingers on a lane only if the caller said that it calls again at once, runs on another
 //! processor, and not for longer than [`LINGER_NS`] after the last request.
@@ -42,7 +45,7 @@ const LINGER_AFTER_WAKE_NS: u64 = 200_000;
 const LOOKS_WITHOUT_CLOCK: u32 = 32;
 /// Looks between two readings.
 const LOOKS_PER_CLOCK: u32 = 8;
-/// Requests served of one lane before the others have their turn.
+/// Requests served of one lane before the others have their turn; where there are no others, what fits the ring.
 const TURN: usize = 16;
 /// Rounds of a polling worker between two looks at the doorbells, where no other worker sleeps at them.
 const ROUNDS_PER_BELLS: u32 = 64;
@@ -244,6 +247,8 @@ pub(crate) struct Worker {
     lanes: VecDeque<Polled>,
     /// Slots of the present lane answered since its last fence.
     answered: u64,
+    /// Those of them whose tasks are left to be woken together.
+    untold: u64,
     runs: u32,
     rounds: u32,
     /// The requests of this turn may have lain for a while.
@@ -254,7 +259,17 @@ pub(crate) struct Worker {
 impl Worker {
     fn new(pool: &'static Pool, id: u32) -> Worker {
         let lanes = VecDeque::with_capacity(16);
-        Worker { pool, id, lanes, answered: 0, runs: 0, rounds: 0, came_late: false, is_polling: false }
+        Worker {
+            pool,
+            id,
+            lanes,
+            answered: 0,
+            untold: 0,
+            runs: 0,
+            rounds: 0,
+            came_late: false,
+            is_polling: false,
+        }
     }
 
     fn run(mut self) {
@@ -321,7 +336,7 @@ impl Worker {
         if lane.woke_caller.load(Ordering::Relaxed) {
             lane.woke_caller.store(false, Ordering::Relaxed);
         }
-        while served < TURN {
+        while served < TURN || served < SLOTS && self.is_alone() {
             let Some(mut taker) = lane.ring.try_lock() else {
                 if served == 0 {
                     return Turn::Contended;
@@ -342,7 +357,9 @@ impl Worker {
             }
             if polled.is_new {
                 polled.is_new = false;
-                self.pass_on(lane);
+                if lane.ring.has_request() {
+                    lane.watch_burst();
+                }
             }
             polled.caller_cpu = request.meta.cpu;
             dispatch::serve(self, lane, &request);
@@ -363,12 +380,9 @@ impl Worker {
         Turn::Served
     }
 
-    /// A woken worker that finds a second request lets another see to it: the first may take long.
-    #[inline(always)]
-    fn pass_on(&self, lane: &Arc<OwnerLane>) {
-        if lane.ring.has_request() && self.pool.sleeping.load(Ordering::Relaxed) > 0 {
-            self.pool.enqueue(Arc::clone(lane));
-        }
+    /// Whether this worker has nothing to do but the lane that it serves.
+    fn is_alone(&self) -> bool {
+        self.lanes.is_empty() && !self.is_wanted()
     }
 
     /// Whether to go on looking at a lane that was found empty.
@@ -543,10 +557,20 @@ impl Worker {
         self.answered |= 1 << slot;
     }
 
-    /// The slots noted since the last time.
+    /// The slots noted since the last time, and those whose tasks were left.
     #[inline(always)]
     pub fn take_answered(&mut self) -> u64 {
-        std::mem::take(&mut self.answered)
+        std::mem::take(&mut self.answered) | std::mem::take(&mut self.untold)
+    }
+
+    /// Wakes who waits for the answers noted, by the fence of a call's beginning; tasks only if there are no more requests.
+    #[inline(always)]
+    pub fn tell_answered(&mut self, lane: &Arc<OwnerLane>) {
+        let left = lane.after_beginning(std::mem::take(&mut self.answered));
+        if left != 0 {
+            self.untold |= left;
+            lane.watch_burst();
+        }
     }
 
     /// Whether this run is one in `n`.

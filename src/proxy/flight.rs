@@ -416,7 +416,7 @@ impl Flight {
         let lane = unsafe { port.lane() };
         // An owner that polls this lane may be in a slow method by now, and nobody would ring again.
         if !sent.rang && !lane.glance(slot, sent, LOOKS_FOR_TAKEN) {
-            lane.ring_bell();
+            lane.ring_again();
         }
         self.abandon(link, port, slot);
         Ok(())

@@ -1,6 +1,8 @@
-//! The caller's end of one lane: waiting for answers; [`end`] is how it hears of the owner's end.
+//! The caller's end of one lane: waiting for answers on a thread; [`tasks`] is how tasks wait, [`end`] how it hears of the
+//! owner's end.
 
 mod end;
+mod tasks;
 
 use std::collections::HashMap;
 use std::mem::MaybeUninit;
@@ -13,7 +15,6 @@ use crate::bus::BusInner;
 use crate::engine::Engine;
 use crate::owner::exports::Exports;
 use crate::parcels::Parcels;
-use crate::park::wake_all;
 use crate::peer::Peer;
 use crate::ring::caller::{CallerRing, Look};
 use crate::ring::layout::{COLD, FIRST_ARM, HOT, NO_CPU, ON_FUTEX, OPEN, RESPONSE_BODY, SLOTS};
@@ -86,6 +87,8 @@ pub(crate) struct Lane {
     waiting: OnceLock<Box<[Mutex<Option<Waker>>; SLOTS]>>,
     /// What tasks that wait write into their sleep word; one more with each wake.
     arm: AtomicU32,
+    /// Looks of tasks in a row that were for nothing.
+    fruitless: AtomicU32,
     owner_cpu: AtomicU16,
     /// Whether the owner was told that we are in a hurry.
     is_hot: AtomicU32,
@@ -129,7 +132,7 @@ pub(crate) struct Parts {
 /// How a call was published.
 #[derive(Clone, Copy)]
 pub(crate) struct Sent {
-    /// The doorbell was rung for it.
+    /// The owner had to be woken for it: the doorbell was rung, just now or since it fell asleep.
     pub rang: bool,
 }
 
@@ -147,6 +150,7 @@ impl Lane {
             sleepers: AtomicU32::new(0),
             waiting: OnceLock::new(),
             arm: AtomicU32::new(FIRST_ARM),
+            fruitless: AtomicU32::new(0),
             owner_cpu: AtomicU16::new(NO_CPU),
             is_hot: AtomicU32::new(0),
             is_checking: AtomicBool::new(false),
@@ -200,6 +204,10 @@ impl Lane {
     #[cold]
     #[inline(never)]
     fn ring_after_gap(&self) {
+        self.ring.ring_once(|| self.ring_with_hint());
+    }
+
+    fn ring_with_hint(&self) {
         let last_ns = self.last_slow_ns.load(Ordering::Relaxed);
         let is_hot = if last_ns != 0 && clock::now_ns() - last_ns < HOT_GAP_NS { HOT } else { COLD };
         if self.is_hot.swap(is_hot, Ordering::Relaxed) != is_hot {
@@ -208,7 +216,13 @@ impl Lane {
         self.doorbell.ring();
     }
 
-    /// Rings, whatever the owner says.
+    /// Rings, whatever the owner says of who looks at the lane; after a fence.
+    #[cold]
+    pub fn ring_again(&self) {
+        self.ring.ring_once(|| self.doorbell.ring());
+    }
+
+    /// Rings, though somebody may be on the way.
     pub fn ring_bell(&self) {
         self.doorbell.ring();
     }
@@ -246,14 +260,14 @@ impl Lane {
 
     #[inline(never)]
     fn wait_longer(&self, slot: usize, sent: Sent, deadline_ns: u64) -> Result<(), Ended> {
-        if self.may_spin(sent) && self.spin(slot) {
+        if self.may_spin(sent) && self.spin(slot, SPIN_NS) {
             return self.look(slot).map(drop);
         }
         self.park(slot, sent, deadline_ns)
     }
 
-    /// Looks for a while; whether there is something else than `Waiting` to see.
-    fn spin(&self, slot: usize) -> bool {
+    /// Looks for some time; whether there is something else than `Waiting` to see.
+    fn spin(&self, slot: usize, for_ns: u64) -> bool {
         let mut until_ns = u64::MAX;
         for looks in 1_u32.. {
             if self.ring.look(slot) != Look::Waiting {
@@ -263,7 +277,7 @@ impl Lane {
             if looks >= LOOKS_WITHOUT_CLOCK && looks.is_multiple_of(LOOKS_PER_CLOCK) {
                 let now_ns = clock::now_ns();
                 if until_ns == u64::MAX {
-                    until_ns = now_ns + SPIN_NS;
+                    until_ns = now_ns + for_ns;
                 } else if now_ns >= until_ns {
                     return false;
                 }
@@ -293,7 +307,7 @@ impl Lane {
             if ring_at_ns != u64::MAX && clock::now_ns() >= ring_at_ns {
                 ring_at_ns = u64::MAX;
                 if self.may_be_hidden(slot, sent)? {
-                    self.doorbell.ring();
+                    self.ring_again();
                 }
             }
             if self.look(slot)? {
@@ -397,48 +411,6 @@ impl Lane {
         if self.look(slot)? { Ok(()) } else { Err(Ended::Fate(fate)) }
     }
 
-    /// Registers a task for the answer in `slot`, ringing where it must. `true`: look again, it may be there.
-    pub fn arm(&self, slot: usize, waker: &Waker, sent: Sent) -> bool {
-        {
-            let all = self.waiting.get_or_init(|| Box::new(std::array::from_fn(|_| Mutex::default())));
-            // Pairs with the fence of `wake_tasks`: either the watcher finds what was just made, or its new number is read below.
-            fence(Ordering::SeqCst);
-            let mut waiting = all[slot].lock();
-            if waiting.as_ref().is_none_or(|old| !old.will_wake(waker)) {
-                *waiting = Some(waker.clone());
-            }
-            // Under the lock, so that the watcher, which arms anew under it, is never overtaken with an old number.
-            self.ring.set_sleep(slot, self.arm_number());
-        }
-        if self.ring.look(slot) != Look::Waiting || self.fate().is_final() {
-            return true;
-        }
-        if !sent.rang && !self.ring.begun(slot) {
-            self.doorbell.ring();
-        }
-        false
-    }
-
-    /// Whether there is something else than `Waiting` to see, now or, if looking can help, within so many looks.
-    #[inline(always)]
-    pub fn glance(&self, slot: usize, sent: Sent, looks: u32) -> bool {
-        let is_answered = || self.ring.look(slot) != Look::Waiting;
-        is_answered()
-            || self.may_spin(sent)
-                && (0..looks).any(|_| {
-                    spin_hint();
-                    is_answered()
-                })
-    }
-
-    /// Undoes [`arm`](Self::arm).
-    pub fn disarm(&self, slot: usize) {
-        let waker = self.waiting.get().and_then(|all| all[slot].lock().take());
-        self.ring.clear_sleep(slot);
-        // Without the lock: with it may go the last of a task.
-        drop(waker);
-    }
-
     /// Gives back what the answer in `slot` lends; nobody reads it.
     #[cold]
     pub fn discard_answer(&self, slot: usize) {
@@ -447,45 +419,6 @@ impl Lane {
         if let Some((spilled, inline)) = self.ring.response_loans(slot, (meta, len, lent), &mut words) {
             self.parcels.discard(spilled, len as u64, lent, inline);
         }
-    }
-
-    /// Wakes the tasks whose answers are there, and arms the others anew. On the watcher thread.
-    fn wake_tasks(&self) {
-        // The owner wakes once per number: who waits on needs a new one, and must look after it is set.
-        let arm = self.arm.fetch_add(1, Ordering::SeqCst).wrapping_add(1);
-        if arm < FIRST_ARM {
-            self.arm.store(FIRST_ARM, Ordering::SeqCst);
-        }
-        fence(Ordering::SeqCst);
-        for (slot, waiting) in self.waiting.get().into_iter().flat_map(|all| all.iter()).enumerate() {
-            let mut waiting = waiting.lock();
-            if waiting.is_none() {
-                continue;
-            }
-            self.ring.set_sleep(slot, self.arm_number());
-            if self.ring.look(slot) != Look::Waiting || self.fate().is_final() {
-                let waker = waiting.take();
-                drop(waiting);
-                wake_all(waker);
-            }
-        }
-        match self.link.upgrade() {
-            Some(link) => link.reap(self),
-            None => self.reap_orphans(),
-        }
-    }
-
-    /// Has the owner send a wake for the answer in `slot`, for nobody in particular. The arm number: once it is another, the
-    /// wake may be spent.
-    pub fn arm_for_reaping(&self, slot: usize) -> u32 {
-        let arm = self.arm_number();
-        self.ring.set_sleep(slot, arm);
-        arm
-    }
-
-    /// What who waits for a wake is armed with at present.
-    pub fn arm_number(&self) -> u32 {
-        self.arm.load(Ordering::SeqCst)
     }
 
     /// The owner wrote what no honest one does.

@@ -50,6 +50,8 @@ pub(crate) struct CallerRing {
     response: NonNull<ResponseMemory>,
     /// The next position of the request ring; claimed by `fetch_add`.
     next: CachePadded<AtomicU32>,
+    /// What `polled` said when the owner was rung last.
+    rung_at: AtomicU32,
     /// Per slot, how many answers were seen. Written by the slot's holder only.
     answers: [AtomicU32; SLOTS],
 }
@@ -71,6 +73,8 @@ impl CallerRing {
             request,
             response,
             next: CachePadded::new(AtomicU32::new(0)),
+            // What no fresh memory says.
+            rung_at: AtomicU32::new(u32::MAX),
             answers: std::array::from_fn(|_| AtomicU32::new(0)),
         }
     }
@@ -144,9 +148,23 @@ impl CallerRing {
     /// Whether the owner must be rung to see what was just published.
     #[inline(always)]
     pub fn must_ring(&self) -> bool {
-        // Pairs with the fence of `OwnerRing::let_go`: either we see ASLEEP there, or its last look sees our cell.
+        // Pairs with the fence of `OwnerRing::let_go`: either we see there that nobody looks, or its last look sees our cell.
         fence(Ordering::SeqCst);
-        self.response().polled.load(Ordering::Relaxed) == ASLEEP
+        self.response().polled.load(Ordering::Relaxed) & POLLED == 0
+    }
+
+    /// Rings by `ring`, unless that was done since a thread of the owner came to this lane or left it last: then one is still to
+    /// come, and will see what was published before the caller's last fence.
+    #[cold]
+    pub fn ring_once(&self, ring: impl FnOnce()) {
+        // Behind a fence, of `must_ring` or `set_sleep`, which pairs with that of `OwnerRing::take_over`: either we see that
+        // somebody came, or its look, which is still to come, sees our cell.
+        let told = self.response().polled.load(Ordering::Relaxed);
+        // Acquire, and Release below: who sees the number comes after the ring.
+        if self.rung_at.load(Ordering::Acquire) != told {
+            ring();
+            self.rung_at.store(told, Ordering::Release);
+        }
     }
 
     /// Whether the owner takes no new calls: [`OPEN`], [`CLOSING`] or [`REPLACED`].

@@ -128,7 +128,6 @@ fn memories(built: &mut Built) {
             ("FIRST_ARM", FIRST_ARM.into()),
             ("COLD", COLD.into()),
             ("HOT", HOT.into()),
-            ("ASLEEP", ASLEEP.into()),
             ("POLLED", POLLED.into()),
             ("OPEN", OPEN.into()),
             ("CLOSING", CLOSING.into()),

@@ -77,7 +77,7 @@ pub(crate) struct ResponseSlot {
 /// Written by the owner, mapped read-only by the caller.
 #[repr(C)]
 pub(crate) struct ResponseMemory {
-    /// [`ASLEEP`] or [`POLLED`]: whether some thread of the owner looks at this lane by itself.
+    /// With [`POLLED`] some thread of the owner looks at this lane by itself. Another number each time that one comes or leaves.
     pub polled: AtomicU32,
     /// [`OPEN`], [`CLOSING`] or [`REPLACED`].
     pub closing: AtomicU32,
@@ -104,9 +104,7 @@ pub(crate) const COLD: u32 = 0;
 /// `SlotControl::hint`: the next call is expected within microseconds.
 pub(crate) const HOT: u32 = 1;
 
-/// `ResponseMemory::polled`: ring the doorbell.
-pub(crate) const ASLEEP: u32 = 0;
-/// `ResponseMemory::polled`: a publication will be seen without a ring, as long as its caller spins.
+/// Bit of `ResponseMemory::polled`: a publication will be seen without a ring, as long as its caller spins. Without it: ring.
 pub(crate) const POLLED: u32 = 1;
 
 /// `ResponseMemory::closing`: calls are taken.

@@ -173,6 +173,16 @@ impl OwnerRing {
         (0..SLOTS).any(|slot| self.is_out(slot))
     }
 
+    /// The slots in which no call is out, a bit each.
+    pub fn idle_slots(&self) -> u64 {
+        (0..SLOTS).filter(|&slot| !self.is_out(slot)).fold(0, |bits, slot| bits | 1 << slot)
+    }
+
+    /// How many requests were taken, modulo 2^32.
+    pub fn position(&self) -> u32 {
+        self.next.load(Ordering::Relaxed)
+    }
+
     /// Whether a call is out in `slot`.
     #[inline(always)]
     fn is_out(&self, slot: usize) -> bool {
@@ -224,20 +234,27 @@ impl OwnerRing {
         // A swap, though nobody asks what was there: so every write of the word is a read-modify-write and follows on the last,
         // and what another's `let_go` adds reaches whoever lets go after it.
         self.poller.swap(worker, Ordering::AcqRel);
-        self.response().polled.store(POLLED, Ordering::Relaxed);
-        // Before this thread looks whether the lane is still its own: a later ASLEEP of another's is never overtaken.
+        self.say(|before| before.wrapping_add(1) | POLLED);
+        // Before this thread looks: who published, and did not ring because of a ring before this, has done so before that. And
+        // whether the lane is still its own: that another lets go later is never overtaken.
         fence(Ordering::SeqCst);
+    }
+
+    /// Changes what the caller is told of who looks. It is told another number than before, always.
+    fn say(&self, next: impl Fn(u32) -> u32) {
+        let _told =
+            self.response().polled.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| Some(next(now)));
     }
 
     /// Says that `worker` looks no more, unless another does. `false`: a request came meanwhile, for the caller to see to.
     pub fn let_go(&self, worker: u32) -> bool {
         let is_ours = self.poller.compare_exchange(worker, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-        // If another let go of it, our own POLLED may have come after its ASLEEP. Adding nothing, unlike a load, either
-        // sees that it did or is seen by it before it stores its ASLEEP.
+        // If another let go of it, our own POLLED may have come after that. Adding nothing, unlike a load, either sees that it
+        // did or is seen by it before it takes POLLED away.
         if !is_ours && self.poller.fetch_add(0, Ordering::AcqRel) != 0 {
             return true;
         }
-        self.response().polled.store(ASLEEP, Ordering::Relaxed);
+        self.say(|before| (before | POLLED).wrapping_add(1));
         // Pairs with the fence of `CallerRing::must_ring`: who published without ringing did so before the look below.
         fence(Ordering::SeqCst);
         !self.has_request()

@@ -15,9 +15,6 @@ use crate::proxy::link::{Link, NoSlot};
 use crate::proxy::port::Port;
 use crate::sys::clock;
 
-/// Looks of an awaited call before its task is told to wait: about one round trip.
-const LOOKS_OF_A_TASK: u32 = 16;
-
 /// Wakes a task at its call's deadline.
 pub(super) struct Alarm {
     pub(super) id: (u64, Token),
@@ -51,7 +48,9 @@ impl Flight {
             let port = unsafe { port.as_ref() };
             // SAFETY: we hold the slot until `answered` or `ended`.
             let lane = unsafe { port.lane() };
+            // The look that may take a while comes right after sending only: who polls a waiting call again has others to poll.
             let ended = match lane.look(slot) {
+                Ok(false) if !self.is_armed && lane.look_for_task(slot, sent) => continue,
                 Ok(true) => {
                     self.disarm(lane, slot);
                     match self.answered(link, port, slot, lane, sent, answer) {
@@ -69,9 +68,6 @@ impl Flight {
                 },
                 Ok(false) if self.is_late() => Ended::TimedOut,
                 Ok(false) => {
-                    if lane.glance(slot, sent, LOOKS_OF_A_TASK) {
-                        continue;
-                    }
                     self.is_armed = true;
                     if lane.arm(slot, cx.waker(), sent) {
                         continue;

@@ -12,12 +12,17 @@ struct Rung {
     looks_again: bool,
     /// Whether callers do what they do before they sleep: ring for a call that is not begun.
     rings_again: bool,
+    /// Rings made.
+    rings: AtomicUsize,
+    /// Whether one ring counts for good, and not only until somebody comes or leaves.
+    rings_but_once: bool,
 }
 
 impl Rung {
     fn new(all: usize) -> Rung {
         let served = AtomicUsize::new(0);
-        Rung { lane: Lane::new(), bell: Event::new(), served, all, looks_again: true, rings_again: false }
+        let (lane, bell, rings) = (Lane::new(), Event::new(), AtomicUsize::new(0));
+        Rung { lane, bell, served, all, looks_again: true, rings_again: false, rings, rings_but_once: false }
     }
 
     fn is_over(&self) -> bool {
@@ -26,17 +31,41 @@ impl Rung {
 
     /// One call by a thread that sleeps at once. Mirrors `Flight::wait` with `Lane::ring_if_asleep` and `Lane::park`.
     fn call(&self, slot: usize, key: u64) {
-        self.lane.publish(slot, key);
-        let rang = self.lane.caller.must_ring();
-        if rang {
-            self.bell.happen();
-        }
+        let rang = self.send(slot, key);
         self.lane.caller.set_sleep(slot, ON_FUTEX);
         if self.rings_again && !rang && !self.lane.is_answered(slot) && !self.lane.caller.begun(slot) {
-            self.bell.happen();
+            self.ring_once();
         }
         self.lane.park(slot);
         self.lane.finish(slot, key);
+    }
+
+    /// Mirrors `Flight::publish`: whether the owner was asleep.
+    fn send(&self, slot: usize, key: u64) -> bool {
+        self.lane.publish(slot, key);
+        let rang = self.lane.caller.must_ring();
+        if rang {
+            self.ring_once();
+        }
+        rang
+    }
+
+    fn ring_once(&self) {
+        let ring = || {
+            self.rings.fetch_add(1, Ordering::Relaxed);
+            self.bell.happen();
+        };
+        if !self.rings_but_once {
+            self.lane.caller.ring_once(ring);
+        } else if self.rings.load(Ordering::Relaxed) == 0 {
+            ring();
+        }
+    }
+
+    /// A worker that sleeps first.
+    fn come(&self, worker: u32) {
+        self.bell.wait();
+        self.work(worker);
     }
 
     /// A worker that has adopted the lane. Mirrors `Worker::run`, with no time to linger.
@@ -189,4 +218,58 @@ fn a_request_is_seen_while_two_workers_hand_over() {
 fn a_hand_over_without_the_owners_fence_loses_a_request() {
     without_fence_of("let_go");
     explore(2, two_workers);
+}
+
+/// All calls of a lane sent before the first is waited for, to a worker that sleeps.
+fn batch(rung: impl FnOnce(Rung) -> Rung) {
+    let rung = Arc::new(rung(Rung::new(SLOTS)));
+    let worker = with(&rung, |rung| rung.come(1));
+    (0..SLOTS).for_each(|slot| _ = rung.send(slot, slot as u64));
+    for slot in (0..SLOTS).rev() {
+        rung.lane.park(slot);
+        rung.lane.finish(slot, slot as u64);
+    }
+    worker.join().unwrap();
+}
+
+#[test]
+fn one_ring_serves_what_is_sent_before_somebody_comes() {
+    explore(3, || batch(|rung| rung));
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn a_batch_without_the_callers_fence_loses_a_request() {
+    without_fence_of("must_ring");
+    explore(3, || batch(|rung| rung));
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn a_batch_without_the_owners_fence_loses_a_request() {
+    without_fence_of("let_go");
+    explore(3, || batch(|rung| rung));
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn a_ring_that_counts_for_good_loses_a_request() {
+    explore(3, || one_worker(2, |rung| Rung { rings_but_once: true, ..rung }));
+}
+
+/// A worker that has the lane is in a method without end, known to be short; two callers that sleep, and a worker that they may
+/// wake.
+fn beside_a_slow_method() {
+    let rung = Arc::new(Rung { rings_again: true, ..Rung::new(2) });
+    rung.lane.owner.take_over(1);
+    let worker = with(&rung, |rung| rung.come(2));
+    let caller = with(&rung, |rung| rung.call(1, 1));
+    rung.call(0, 0);
+    caller.join().unwrap();
+    worker.join().unwrap();
+}
+
+#[test]
+fn one_ring_serves_all_whom_a_slow_method_hides() {
+    explore(2, beside_a_slow_method);
 }

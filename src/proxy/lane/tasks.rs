@@ -1,0 +1,124 @@
+//! Tasks that wait for answers: each looks for about a round trip, then leaves its waker in its slot. One message of the owner's
+//! wakes all whose answers are there.
+
+use std::sync::atomic::Ordering;
+use std::task::Waker;
+
+use parking_lot::Mutex;
+
+use super::{Lane, Sent};
+use crate::park::wake_all;
+use crate::ring::caller::Look;
+use crate::ring::layout::FIRST_ARM;
+use crate::sync::{fence, spin_hint};
+
+/// How long a task looks for its answer after its first looks: with them a round trip, where the machine is slow.
+const ROUND_TRIP_NS: u64 = 1_500;
+/// After so many looks in a row for nothing, most tasks do not look: the methods called here take longer.
+const FRUITLESS_MAX: u32 = 4;
+/// One in so many looks nevertheless.
+const LOOKS_AGAIN: u32 = 16;
+
+impl Lane {
+    /// Whether there is something else than `Waiting` to see, now or in about a round trip, if looking for so long can help: the
+    /// owner runs elsewhere, need not be woken, and its methods have been that quick.
+    #[inline(always)]
+    pub fn look_for_task(&self, slot: usize, sent: Sent) -> bool {
+        self.ring.look(slot) != Look::Waiting || !sent.rang && self.may_spin(sent) && self.look_longer(slot)
+    }
+
+    #[inline(never)]
+    fn look_longer(&self, slot: usize) -> bool {
+        let fruitless = self.fruitless.load(Ordering::Relaxed);
+        let looks = fruitless < FRUITLESS_MAX || fruitless.is_multiple_of(LOOKS_AGAIN);
+        let is_there = looks && self.spin(slot, ROUND_TRIP_NS);
+        let now = if is_there { 0 } else { fruitless.wrapping_add(1) };
+        if now != fruitless {
+            self.fruitless.store(now, Ordering::Relaxed);
+        }
+        is_there
+    }
+
+    /// Whether there is something else than `Waiting` to see, now or, if looking can help, within so many looks.
+    #[inline(always)]
+    pub fn glance(&self, slot: usize, sent: Sent, looks: u32) -> bool {
+        let is_answered = || self.ring.look(slot) != Look::Waiting;
+        is_answered()
+            || self.may_spin(sent)
+                && (0..looks).any(|_| {
+                    spin_hint();
+                    is_answered()
+                })
+    }
+
+    /// Registers a task for the answer in `slot`, ringing where it must. `true`: look again, it may be there.
+    pub fn arm(&self, slot: usize, waker: &Waker, sent: Sent) -> bool {
+        {
+            let all = self.waiting.get_or_init(|| Box::new(std::array::from_fn(|_| Mutex::default())));
+            // Pairs with the fence of `wake_tasks`: either the watcher finds what was just made, or its new number is read below.
+            fence(Ordering::SeqCst);
+            let mut waiting = all[slot].lock();
+            if waiting.as_ref().is_none_or(|old| !old.will_wake(waker)) {
+                *waiting = Some(waker.clone());
+            }
+            // Under the lock, so that the watcher, which arms anew under it, is never overtaken with an old number.
+            self.ring.set_sleep(slot, self.arm_number());
+        }
+        if self.ring.look(slot) != Look::Waiting || self.fate().is_final() {
+            return true;
+        }
+        if !sent.rang && !self.ring.begun(slot) {
+            self.ring_again();
+        }
+        false
+    }
+
+    /// Undoes [`arm`](Self::arm).
+    pub fn disarm(&self, slot: usize) {
+        let waker = self.waiting.get().and_then(|all| all[slot].lock().take());
+        self.ring.clear_sleep(slot);
+        // Without the lock: with it may go the last of a task.
+        drop(waker);
+    }
+
+    /// Wakes the tasks whose answers are there, and arms the others anew. On the watcher thread.
+    pub(super) fn wake_tasks(&self) {
+        // The owner wakes once per number: who waits on needs a new one, and must look after it is set.
+        let arm = self.arm.fetch_add(1, Ordering::SeqCst).wrapping_add(1);
+        if arm < FIRST_ARM {
+            self.arm.store(FIRST_ARM, Ordering::SeqCst);
+        }
+        fence(Ordering::SeqCst);
+        for (slot, waiting) in self.waiting.get().into_iter().flat_map(|all| all.iter()).enumerate() {
+            let mut waiting = waiting.lock();
+            if waiting.is_none() {
+                continue;
+            }
+            self.ring.set_sleep(slot, self.arm_number());
+            if self.ring.look(slot) != Look::Waiting || self.fate().is_final() {
+                let waker = waiting.take();
+                // An owner that looks once more, as it does at the end of a burst, is to find nobody to wake.
+                self.ring.clear_sleep(slot);
+                drop(waiting);
+                wake_all(waker);
+            }
+        }
+        match self.link.upgrade() {
+            Some(link) => link.reap(self),
+            None => self.reap_orphans(),
+        }
+    }
+
+    /// Has the owner send a wake for the answer in `slot`, for nobody in particular. The arm number: once it is another, the
+    /// wake may be spent.
+    pub fn arm_for_reaping(&self, slot: usize) -> u32 {
+        let arm = self.arm_number();
+        self.ring.set_sleep(slot, arm);
+        arm
+    }
+
+    /// What who waits for a wake is armed with at present.
+    pub fn arm_number(&self) -> u32 {
+        self.arm.load(Ordering::SeqCst)
+    }
+}
