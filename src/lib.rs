@@ -77,6 +77,12 @@
 //! The feature `bytes` makes a blob a `bytes::Bytes` without a copy and a [`BlobMut`] a `BufMut`; the feature `zerocopy` shows
 //! either as a slice of numbers or structs, checked.
 //!
+//! # Streams
+//!
+//! A method that returns `impl Stream<Item = T>` gives its caller a [`Stream`]; an argument `objbus::Stream<T>` is any stream of `T` at
+//! the caller. Items may hold blobs. The receiver's speed is the sender's, dropping the stream stops it, and either side's
+//! death ends it: see `docs/streams.md` in the repository.
+//!
 //! # Callbacks
 //!
 //! An argument may be an object of the caller's own, which the method calls while it runs, over the same connection:
@@ -117,9 +123,16 @@
 //! The page `docs/callbacks.md` of the repository says what else an argument like this can be, when and where it is called, and
 //! what it gets when one of the two dies.
 //!
+//! # Instances
+//!
+//! Several processes may share a name: each publishes an instance with [`Bus::publish_as`], and proxies spread their calls over
+//! them ([`Balance`]), skip the dead, and can choose by [tag](Connect::tag) or [process](Connect::pid).
+//! [`instances`](Proxy::instances) and [`call_all`](Proxy::call_all) go to each of them. The page `docs/instances.md` of the repository
+//! tells what becomes of calls when instances come and go.
+//!
 //! # Limits
 //!
-//! 64 calls of one process can be in flight on one object; a further one waits for a slot. A body is at most 4 GiB, and
+//! 64 calls of one process can be in flight on one object, or on each of its instances; a further one waits for a slot. A body is at most 4 GiB, and
 //! 256 MiB unless configured. Names are up to 100 bytes of letters, digits, `.`, `_` and `-`.
 //!
 //! # What it does not do
@@ -129,6 +142,11 @@
 #![warn(missing_docs)]
 // The loom models are of the ring; nothing else is built for them.
 #![cfg_attr(loom, allow(dead_code))]
+
+/// Runs what `docs/streams.md` shows.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/streams.md")]
+struct Streams;
 
 /// Runs what `docs/blobs.md` shows.
 #[cfg(doctest)]
@@ -144,6 +162,11 @@ struct Callbacks;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/events.md")]
 struct EventsGuide;
+
+/// Runs what `docs/instances.md` shows.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/instances.md")]
+struct InstancesOfAName;
 
 // The macros' code names the crate as its users do.
 extern crate self as objbus;

@@ -78,6 +78,7 @@ impl<T: DeserializeOwned> Stream<T> {
     /// }
     /// # Ok(sum) }
     /// ```
+    #[expect(clippy::should_implement_trait, reason = "as everybody calls it, and it is no iterator")]
     pub fn next(&mut self) -> Next<'_, T> {
         Next(self)
     }

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
 /// Every example that has a side of its own to start, and the name that this side publishes.
-const SERVED: [(&str, &str); 7] = [
+const SERVED: [(&str, &str); 8] = [
     ("process_info", "processInfo"),
     ("math", "math"),
     ("interface", "scale"),
@@ -18,6 +18,7 @@ const SERVED: [(&str, &str); 7] = [
     ("frames", "camera"),
     ("progress", "kitchen"),
     ("events", "player"),
+    ("stream", "station"),
 ];
 
 #[test]
@@ -94,6 +95,13 @@ fn instances_share_the_work() {
     }
     assert!(said.contains("of 100: {\"tea from eu\": 50, \"tea from us\": 50}\n"), "{said}");
     assert!(said.ends_with("by tag: coffee from us\n"), "{said}");
+}
+
+#[test]
+fn a_stream_is_followed_and_another_sent() {
+    let (place, _owner) = served("stream");
+    let said = said_by(&place, "stream");
+    assert_eq!(said, "3: rain\n6: rain\n9: rain\nthe mean of 1000 readings is 499.5\n");
 }
 
 #[test]

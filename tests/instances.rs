@@ -7,39 +7,37 @@ use probe::*;
 use support::system::*;
 use support::*;
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use objbus::{
-    Absent, Balance, Bus, CallError, Connect, ConnectError, Executed, Instance, Proxy, PublishError, Untyped,
+    Absent, Balance, Bus, CallError, ConnectError, Executed, Instance, Proxy, PublishError, Untyped,
 };
 
 #[test]
 fn role() {
     let Some((name, arguments)) = support::role() else { return };
-    assert_eq!(name, "owner");
-    own(&arguments)
+    match name.as_str() {
+        "owner" => own(&arguments),
+        "blind" => blind(&arguments[0]),
+        other => panic!("no role {other}"),
+    }
 }
 
-/// One more instance of `probe`.
-fn instance(place: &Place, tag: &str) -> Child {
-    owner(place, &[&format!("instance={tag}")])
-}
-
-fn instances<const N: usize>(place: &Place) -> [Child; N] {
-    std::array::from_fn(|_| instance(place, ""))
-}
-
-/// A connection with all of them, that no test's time-out ends.
-fn connecting(bus: &Bus) -> Connect<ProbeProxy> {
-    bus.proxy("probe").call_timeout(PATIENCE)
-}
-
-/// Waits until the proxy knows as many instances.
-fn wait_for_instances(probe: &ProbeProxy, count: usize) -> Duration {
-    wait_until(&format!("{count} instances"), || probe.instances().wait().len() == count)
+/// Calls instances where nothing tells who comes and goes.
+fn blind(directory: &str) {
+    let bus = bus_at(directory);
+    let probe = connecting(&bus).absent(Absent::Wait).lazy().unwrap();
+    say("waits");
+    say(probe.process().wait().unwrap().to_string());
+    wait_for_instances(&probe, 2);
+    say("met both");
+    let only = connecting(&bus).tag("late").absent(Absent::Wait).lazy().unwrap();
+    say("waits");
+    say(block_on(only.process()).unwrap().to_string());
+    // Without asking who is there: by calling, again and again.
+    wait_until("calls go to all three", || spread(&probe, 30).len() == 3);
+    say("called all");
 }
 
 /// How many of `calls` calls each process got.
@@ -167,128 +165,7 @@ fn sockets_of_the_dead_are_removed_by_who_publishes_next() {
     wait_until("one that is withdrawn leaves none", || place.files().is_empty());
 }
 
-/// What became of the calls of one kind: how many, and every failure.
-#[derive(Default)]
-struct Tally {
-    ok: Vec<u64>,
-    failed: Vec<(u64, CallError)>,
-}
-
-/// Calls `mark` with ever new numbers while `during` runs, from threads that block and threads that await.
-fn under_load(probe: &ProbeProxy, during: impl FnOnce(&dyn Fn())) -> Tally {
-    let (stop, next, done) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
-    let call = |awaits: bool| {
-        let mut tally = Tally::default();
-        while !stop.load(Ordering::Relaxed) {
-            let id = next.fetch_add(1, Ordering::Relaxed);
-            let call = probe.mark(id);
-            match if awaits { block_on(call) } else { call.wait() } {
-                Ok(marked) => {
-                    assert_eq!(marked, id);
-                    tally.ok.push(id);
-                }
-                Err(error) => tally.failed.push((id, error)),
-            }
-            done.fetch_add(1, Ordering::Relaxed);
-        }
-        tally
-    };
-    let let_calls_pass = || {
-        let before = done.load(Ordering::Relaxed);
-        wait_until("calls pass", || done.load(Ordering::Relaxed) > before + 300);
-    };
-    std::thread::scope(|scope| {
-        let call = &call;
-        let callers: Vec<_> = (0..6).map(|n| scope.spawn(move || call(n % 2 == 1))).collect();
-        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| during(&let_calls_pass)));
-        stop.store(true, Ordering::Relaxed);
-        let mut all = Tally::default();
-        for caller in callers {
-            let Tally { ok, failed } = caller.join().expect("a caller");
-            all.ok.extend(ok);
-            all.failed.extend(failed);
-        }
-        ended.expect("what happens under load");
-        all
-    })
-}
-
-/// How often each number stands in the logs.
-fn runs(logs: &[impl AsRef<Path>]) -> HashMap<u64, u32> {
-    let mut runs = HashMap::new();
-    for log in logs {
-        for id in std::fs::read(log).unwrap_or_default().chunks_exact(8) {
-            *runs.entry(u64::from_le_bytes(id.try_into().unwrap())).or_default() += 1;
-        }
-    }
-    runs
-}
-
-#[test]
-fn killed_under_load_instances_lose_no_call_that_had_not_begun() {
-    let (place, logs) = (place(), place());
-    std::fs::create_dir_all(logs.path()).unwrap();
-    let mut log_paths = Vec::new();
-    let mut start = || {
-        let log = logs.path().join(log_paths.len().to_string());
-        let owner = owner(&place, &["instance=", &format!("log={}", log.display())]);
-        log_paths.push(log);
-        owner
-    };
-    let mut owners: Vec<_> = (0..3).map(|_| start()).collect();
-    let probe = connecting(&place.bus()).wait().unwrap();
-    wait_for_instances(&probe, 3);
-    let tally = under_load(&probe, |let_calls_pass| {
-        for round in 0..12 {
-            let_calls_pass();
-            owners[round % 3].kill();
-            let_calls_pass();
-            owners[round % 3] = start();
-        }
-        let_calls_pass();
-    });
-    println!("{} calls, of which {} met a death", tally.ok.len(), tally.failed.len());
-    let runs = runs(&log_paths);
-    assert!(tally.ok.iter().all(|id| runs.get(id) == Some(&1)), "a call that succeeded ran once");
-    assert!(runs.values().all(|times| *times == 1), "no call runs twice");
-    for (id, error) in &tally.failed {
-        // Begun, hence not to be sent to another.
-        let is_death = matches!(error, CallError::OwnerDied { executed } if *executed != Executed::No);
-        assert!(is_death, "call {id}: {error:?}");
-    }
-}
-
-#[test]
-fn instances_that_come_and_go_under_load_lose_no_call() {
-    let place = place();
-    let _stays = instance(&place, "");
-    let probe = connecting(&place.bus()).wait().unwrap();
-    let tally = under_load(&probe, |let_calls_pass| {
-        for round in 0..10 {
-            let mut comes = owner(&place, &["instance=second"]);
-            wait_for_instances(&probe, 2);
-            let_calls_pass();
-            if round % 2 == 0 {
-                comes.tell("withdraw");
-                wait_for_instances(&probe, 1);
-            } else {
-                let mut next = owner(&place, &["instance=second", "replace"]);
-                wait_until("the successor is met", || {
-                    probe.instances().wait().iter().any(|instance| instance.pid() == next.pid())
-                });
-                comes.tell("withdraw");
-                wait_for_instances(&probe, 2);
-                let_calls_pass();
-                next.tell("withdraw");
-                wait_for_instances(&probe, 1);
-            }
-            let_calls_pass();
-        }
-    });
-    assert!(tally.failed.is_empty(), "of {} calls: {:?}", tally.ok.len(), tally.failed);
-}
-
-/// CLOCK_MONOTONIC in nanoseconds, which all processes share.
+/// The best and the median of some rounds.
 fn span_of(rounds: usize, mut round: impl FnMut() -> Duration) -> (Duration, Duration) {
     let mut spans: Vec<_> = (0..rounds).map(|_| round()).collect();
     spans.sort();
@@ -529,24 +406,6 @@ fn proxies_live_on_when_a_name_becomes_the_instances_and_back() {
 }
 
 #[test]
-fn handing_over_to_instances_and_back_loses_no_call() {
-    let place = place();
-    let mut alone = owner(&place, &[]);
-    let probe = connecting(&place.bus()).wait().unwrap();
-    let tally = under_load(&probe, |let_calls_pass| {
-        for _ in 0..5 {
-            let shared = [owner(&place, &["instance=a", "replace"]), instance(&place, "b")];
-            let_calls_pass();
-            alone = owner(&place, &["replace"]);
-            let_calls_pass();
-            drop(shared);
-        }
-    });
-    assert!(tally.failed.is_empty(), "of {} calls: {:?}", tally.ok.len(), tally.failed);
-    drop(alone);
-}
-
-#[test]
 fn a_sticky_proxy_moves_on_when_its_instance_is_gone() {
     let place = place();
     let mut owners: [_; 3] = instances(&place);
@@ -576,8 +435,8 @@ fn one_way_calls_go_to_instances_too() {
         probe.mark(id).send().unwrap();
     }
     assert!(bus.close(PATIENCE), "closing waits until they are taken");
-    wait_until("all have run", || runs(&paths).len() == 200);
-    assert!(runs(&paths).values().all(|times| *times == 1));
+    wait_until("all have run", || runs_in(&paths).len() == 200);
+    assert!(runs_in(&paths).values().all(|times| *times == 1));
     assert!(matches!(
         probe.process().wait(),
         Err(CallError::Unreachable { .. } | CallError::NotFound { .. })
@@ -610,6 +469,24 @@ fn a_forked_child_uses_none_of_it_and_harms_nothing() {
     let pids = owners.iter().map(Child::pid).collect::<Vec<_>>();
     wait_for_instances(&probe, 3);
     assert!(pids.iter().all(|pid| probe.instances().wait().iter().any(|instance| instance.pid() == *pid)));
+}
+
+#[test]
+fn without_inotify_instances_are_found_too() {
+    let place = place();
+    drop(place.bus());
+    let caller = start_with("blind", &[place.text()], |command| {
+        command.env("OBJBUS_TEST_DISABLE", "inotify");
+    });
+    caller.expect("waits");
+    let first = instance(&place, "");
+    caller.expect(&first.pid().to_string());
+    let _second = instance(&place, "");
+    caller.expect("met both");
+    caller.expect("waits");
+    let late = instance(&place, "late");
+    caller.expect(&late.pid().to_string());
+    caller.expect("called all");
 }
 
 #[test]

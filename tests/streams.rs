@@ -1,23 +1,24 @@
 //! Streams between processes, in either direction: complete and in order, held back by their receivers, ended with either side.
 
+#[path = "support/numbers.rs"]
+mod numbers;
 #[path = "support/probe.rs"]
 mod probe;
 #[path = "support/shelf.rs"]
 mod shelf;
 mod support;
-use probe::{Gate, Random};
+use numbers::*;
+use probe::Random;
 use shelf::{is_pattern, pattern};
 use support::system::expect_quick;
 use support::*;
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::Ordering;
+use std::task::Context;
 use std::time::{Duration, Instant};
 
-use objbus::{Blob, Bus, CallError, Executed, Published, Stream, stream_of};
-use serde::{Deserialize, Serialize};
+use objbus::{Bus, CallError, Executed, stream_of};
 
 /// After a kill, the news of it, in the best of some rounds.
 const NEWS: Duration = Duration::from_millis(100);
@@ -44,203 +45,6 @@ fn role() {
         }
         other => panic!("no role `{other}`"),
     }
-}
-
-/// What is counted of the streams of one side.
-#[derive(Default)]
-struct Counts {
-    /// Items asked for.
-    made: AtomicU64,
-    /// Streams that are there.
-    alive: AtomicU64,
-    /// How often one had no more to give, and stayed.
-    still: AtomicU64,
-}
-
-impl Counts {
-    fn made(&self) -> u64 {
-        self.made.load(Ordering::SeqCst)
-    }
-
-    fn alive(&self) -> u64 {
-        self.alive.load(Ordering::SeqCst)
-    }
-}
-
-/// A stream that is counted, and may stay without an end.
-struct Counted<I> {
-    items: I,
-    counts: Arc<Counts>,
-    ends: bool,
-}
-
-impl<I: Iterator> Counted<I> {
-    fn new(counts: &Arc<Counts>, items: I) -> Counted<I> {
-        counts.alive.fetch_add(1, Ordering::SeqCst);
-        Counted { items, counts: Arc::clone(counts), ends: true }
-    }
-
-    /// Without an end.
-    fn staying(mut self) -> Counted<I> {
-        self.ends = false;
-        self
-    }
-}
-
-impl<I: Iterator + Unpin> objbus::futures_core::Stream for Counted<I> {
-    type Item = I::Item;
-
-    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<I::Item>> {
-        let next = self.items.next();
-        if next.is_some() {
-            self.counts.made.fetch_add(1, Ordering::SeqCst);
-        } else if !self.ends {
-            self.counts.still.fetch_add(1, Ordering::SeqCst);
-            return Poll::Pending;
-        }
-        Poll::Ready(next)
-    }
-}
-
-impl<I> Drop for Counted<I> {
-    fn drop(&mut self) {
-        self.counts.alive.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-/// An item of every kind.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, objbus::Type)]
-struct Mixed {
-    number: u64,
-    bytes: Vec<u8>,
-    blobs: Vec<(u8, Blob)>,
-}
-
-struct Numbers {
-    bus: Bus,
-    counts: Arc<Counts>,
-    gate: Arc<Gate>,
-}
-
-#[objbus::object]
-impl Numbers {
-    pub fn up_to(&self, n: u64) -> impl objbus::futures_core::Stream<Item = u64> {
-        Counted::new(&self.counts, 0..n)
-    }
-
-    pub fn endless(&self) -> impl objbus::futures_core::Stream<Item = u64> {
-        Counted::new(&self.counts, 0..)
-    }
-
-    pub fn silent(&self) -> impl objbus::futures_core::Stream<Item = u64> {
-        Counted::new(&self.counts, 0..0).staying()
-    }
-
-    /// So many, and then nothing more, without an end.
-    pub fn some(&self, n: u64) -> impl objbus::futures_core::Stream<Item = u64> {
-        Counted::new(&self.counts, 0..n).staying()
-    }
-
-    pub fn failing(&self, n: u64) -> impl objbus::futures_core::Stream<Item = u64> {
-        Counted::new(&self.counts, (0..=n).inspect(move |i| assert!(*i < n, "no more than {n}")))
-    }
-
-    pub fn frames(&self, n: u64, len: u64) -> impl objbus::futures_core::Stream<Item = Blob> {
-        Counted::new(&self.counts, (0..n).map(move |i| pattern(&self.bus, len as usize, i as u8)))
-    }
-
-    pub fn bytes(&self, lens: Vec<u32>) -> impl objbus::futures_core::Stream<Item = Vec<u8>> {
-        Counted::new(&self.counts, lens.into_iter().map(|len| vec![len as u8; len as usize]))
-    }
-
-    /// Borrows what it was asked.
-    pub async fn words(
-        &self,
-        text: &str,
-        fails: bool,
-    ) -> Result<impl objbus::futures_core::Stream<Item = String>, String> {
-        if fails {
-            return Err(format!("no words in {text:?}"));
-        }
-        Ok(stream_of(text.split(' ').map(str::to_owned)))
-    }
-
-    pub async fn when_open(&self) -> impl objbus::futures_core::Stream<Item = u64> {
-        self.gate.passed().await;
-        Counted::new(&self.counts, 0..3)
-    }
-
-    pub fn sum(&self, mut numbers: Stream<u64>, start: u64) -> Result<u64, String> {
-        let sum = numbers.iter().try_fold(start, |sum, number| Ok(sum + number?));
-        sum.map_err(|error: objbus::BusError| error.to_string())
-    }
-
-    pub async fn sum_until_end(&self, mut numbers: Stream<u64>) -> u64 {
-        let mut sum = 0;
-        while let Some(number) = numbers.next().await {
-            match number {
-                Ok(number) => sum += number,
-                Err(error) => {
-                    say(format!("{sum} and then {error:?}"));
-                    break;
-                }
-            }
-        }
-        sum
-    }
-
-    /// Takes no more than that.
-    pub fn first(&self, n: u64, mut numbers: Stream<u64>) -> Vec<u64> {
-        numbers.iter().take(n as usize).map(|number| number.unwrap_or(u64::MAX)).collect()
-    }
-
-    /// Gives back what comes, changed a little.
-    pub fn echo(&self, mixed: Stream<Mixed>, seed: u64) -> impl objbus::futures_core::Stream<Item = Mixed> {
-        Echo { mixed, random: Random::of(seed) }
-    }
-
-    pub fn made(&self) -> u64 {
-        self.counts.made()
-    }
-
-    pub fn alive(&self) -> u64 {
-        self.counts.alive()
-    }
-
-    pub fn lent(&self) -> u64 {
-        lent_by(&self.bus)
-    }
-
-    pub fn memory(&self) -> u64 {
-        self.bus.memory().users.iter().map(|user| user.allocated).sum()
-    }
-}
-
-struct Echo {
-    mixed: Stream<Mixed>,
-    random: Random,
-}
-
-impl objbus::futures_core::Stream for Echo {
-    type Item = Mixed;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Mixed>> {
-        if self.random.below(8) == 0 {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        match objbus::futures_core::Stream::poll_next(Pin::new(&mut self.mixed), cx) {
-            Poll::Ready(Some(Ok(mixed))) => Poll::Ready(Some(Mixed { number: mixed.number + 1, ..mixed })),
-            Poll::Ready(Some(Err(error))) => panic!("the upload fails: {error}"),
-            Poll::Ready(None) => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        }
-    }
-}
-
-fn publish(bus: &Bus) -> Published {
-    let numbers = Numbers { bus: bus.clone(), counts: Arc::default(), gate: Arc::default() };
-    bus.publish("numbers", numbers).expect("the name is free")
 }
 
 fn own(arguments: &[String]) -> ! {
@@ -271,15 +75,6 @@ fn owner(place: &Place) -> Child {
     let owner = start("owner", &[place.text()]);
     owner.expect("ready");
     owner
-}
-
-fn numbers_of(bus: &Bus) -> NumbersProxy {
-    bus.proxy("numbers").call_timeout(PATIENCE).wait().expect("the numbers are there")
-}
-
-/// Bytes that a bus has lent at present.
-fn lent_by(bus: &Bus) -> u64 {
-    bus.memory().users.iter().map(|user| user.lent).sum()
 }
 
 #[test]
@@ -359,7 +154,7 @@ fn frames_are_lent_four_ahead_and_all_come_back() {
 }
 
 #[test]
-fn a_receiver_that_does_not_take_holds_the_sender_back() {
+fn row_15_a_receiver_that_does_not_take_holds_the_sender_back() {
     let place = place();
     let _owner = owner(&place);
     let numbers = numbers_of(&place.bus());
@@ -411,7 +206,7 @@ fn frames_that_nobody_took_come_back_when_the_stream_is_dropped() {
 }
 
 #[test]
-fn row_2_a_killed_sender_is_told_within_100_ms_after_what_it_sent() {
+fn row_7_a_killed_sender_is_told_within_100_ms_after_what_it_sent() {
     let place = place();
     expect_quick("the news of the death", ROUNDS, NEWS, || {
         let mut owner = owner(&place);
@@ -459,7 +254,7 @@ fn row_3_a_killed_uploader_is_told_to_the_method_after_what_it_sent() {
 }
 
 #[test]
-fn a_withdrawn_object_ends_its_streams_after_what_was_sent() {
+fn row_40_a_withdrawn_object_ends_its_streams_after_what_was_sent() {
     let place = place();
     let mut owner = owner(&place);
     let mut stream = numbers_of(&place.bus()).some(100).wait().unwrap();
@@ -476,7 +271,7 @@ fn a_withdrawn_object_ends_its_streams_after_what_was_sent() {
 }
 
 #[test]
-fn row_23_a_panic_in_a_stream_is_its_last_item() {
+fn row_26_a_panic_in_a_stream_is_its_last_item() {
     let place = place();
     let _owner = owner(&place);
     let numbers = numbers_of(&place.bus());

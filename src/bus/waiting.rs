@@ -133,6 +133,10 @@ impl NameWait {
 
 impl Drop for NameWait {
     fn drop(&mut self) {
+        // In a forked child the locks may be held for ever.
+        if self.bus.is_foreign() {
+            return;
+        }
         let mut wakers = self.bus.waiting.wakers.lock();
         if let Some(waiting) = wakers.get_mut(&self.name) {
             waiting.retain(|(id, _)| *id != self.id);

@@ -49,6 +49,8 @@ impl Pump {
         }
         for _ in 0..ITEMS_PER_TURN {
             if !self.is_waiting {
+                // Before the next value takes memory: what came back last is warm.
+                home.parcels().collect_if_lent();
                 match stream.as_mut().poll_next(cx) {
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(None) => {

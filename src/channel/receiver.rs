@@ -242,10 +242,11 @@ impl ItemReceiver {
 
     #[cold]
     fn poll_longer(&mut self, home: &dyn Home, waker: &Waker) -> Poll<Option<Result<Item, BusError>>> {
-        if self.may_spin(home) && self.spin(|looks| looks < LOOKS) {
-            if let Some(taken) = self.try_take(home) {
-                return Poll::Ready(taken);
-            }
+        if self.may_spin(home)
+            && self.spin(|looks| looks < LOOKS)
+            && let Some(taken) = self.try_take(home)
+        {
+            return Poll::Ready(taken);
         }
         self.arm(waker);
         match self.try_take(home) {

@@ -11,9 +11,9 @@ use awaited::Alarm;
 use super::Absent;
 use super::answer::Answer;
 use super::call::Prepared;
-use super::group::{Lacking, Reserved, Waiting};
+use super::group::{Lacking, Waiting};
 use super::lane::{Ended, Fate, Lane, Sent};
-use super::link::{Attempt, Link, NoSlot};
+use super::link::{Attempt, Link, NoSlot, Reserved};
 use super::port::{Port, Queued};
 use crate::error::{BusError, CallError, ConnectError, Executed};
 use crate::parcels::PackError;
@@ -47,8 +47,8 @@ pub(crate) struct Flight {
 enum Queue {
     /// At its link's port.
     Link(Queued),
-    /// At the instances of the name.
-    Group(Waiting),
+    /// At the instances of the name. Boxed, so that other calls are no larger for it.
+    Group(Box<Waiting>),
 }
 
 /// How a call goes that does not simply take its link's lane.
@@ -105,8 +105,14 @@ impl Flight {
         self.deadline_ns = 0;
         self.is_armed = false;
         if !matches!(self.way, Way::Direct) {
-            self.way = Way::Direct;
+            self.forget_way();
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn forget_way(&mut self) {
+        self.way = Way::Direct;
     }
 
     /// Whether the call is sent, or waits for that, and is not ended: dropping it means something.
@@ -137,7 +143,10 @@ impl Flight {
             // SAFETY: we hold the slot until `answered` or `ended`, below.
             let lane = unsafe { port.lane() };
             let verdict = match lane.wait(slot, sent, self.deadline_ns) {
-                Ok(()) => match self.answered(link, port, slot, lane, sent, answer) {
+                Ok(()) if matches!(self.way, Way::Direct) => {
+                    return self.answered(link, port, slot, lane, sent, answer);
+                }
+                Ok(()) => match self.answered_by_member(link, port, slot, lane, sent, answer) {
                     Ok(()) => return Ok(()),
                     Err(verdict) => verdict,
                 },
@@ -284,7 +293,7 @@ impl Flight {
         lane: &Lane,
         sent: Sent,
         answer: &mut Answer,
-    ) -> Result<(), Verdict> {
+    ) -> Result<(), BusError> {
         let read = answer.read(link, lane, slot);
         if let Ok(meta) = &read {
             lane.note_answer(meta.cpu, sent.rang);
@@ -292,10 +301,24 @@ impl Flight {
         lane.parcels.collect_if_lent();
         lane.ring.finish(slot);
         self.free_slot(link, port, slot);
-        if matches!(self.way, Way::Member { .. }) && read.is_ok() && answer.take_withdrawal() {
-            return Err(Verdict::Resend);
-        }
-        read.map(drop).map_err(Verdict::Fail)
+        read.map(drop)
+    }
+
+    /// The same of an answer that may be an instance's. Out of line, as other calls do not need it.
+    #[cold]
+    #[inline(never)]
+    fn answered_by_member(
+        &mut self,
+        link: &Link,
+        port: &Port,
+        slot: usize,
+        lane: &Lane,
+        sent: Sent,
+        answer: &mut Answer,
+    ) -> Result<(), Verdict> {
+        self.answered(link, port, slot, lane, sent, answer).map_err(Verdict::Fail)?;
+        let is_withdrawn = matches!(self.way, Way::Member { .. }) && answer.take_withdrawal();
+        if is_withdrawn { Err(Verdict::Resend) } else { Ok(()) }
     }
 
     #[inline(always)]

@@ -9,8 +9,6 @@
 
 mod choice;
 
-use std::mem::ManuallyDrop;
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Wake, Waker};
@@ -22,8 +20,7 @@ use smallvec::SmallVec;
 pub use choice::Balance;
 pub(crate) use choice::Choice;
 
-use super::link::{Attempt, Link, NoSlot};
-use super::port::Port;
+use super::link::{Attempt, Link, NoSlot, Reserved};
 use super::port::Queued;
 use crate::bus::{BusInner, NameWait};
 use crate::error::ConnectError;
@@ -47,7 +44,7 @@ pub(crate) struct Group {
     listed_ns: AtomicU64,
     waiters: Mutex<Waiters>,
     /// Keeps the directory watched.
-    watch: ManuallyDrop<Mutex<NameWait>>,
+    watch: Mutex<NameWait>,
     /// Used when an attempt to connect has come to its end.
     met: Waker,
 }
@@ -76,13 +73,6 @@ struct Waiters {
     next_id: u64,
     /// An alarm is set that has all of them look again.
     is_alarm_set: bool,
-}
-
-/// A slot of a member, and what keeps that slot's port.
-pub(crate) struct Reserved {
-    pub link: Arc<Link>,
-    pub port: NonNull<Port>,
-    pub slot: usize,
 }
 
 /// What a call waits for that no member takes.
@@ -121,7 +111,7 @@ pub(crate) struct Waiting {
     id: u64,
     /// Since when, as [`Group::reserve`] is told.
     pub since_ns: u64,
-    _queued: SmallVec<[Queued; 4]>,
+    _queued: Vec<Queued>,
 }
 
 impl Drop for Waiting {
@@ -201,7 +191,7 @@ impl Group {
                 listing: Mutex::new(()),
                 listed_ns: AtomicU64::new(0),
                 waiters: Mutex::default(),
-                watch: ManuallyDrop::new(Mutex::new(watch)),
+                watch: Mutex::new(watch),
                 met: news(false),
             }
         })
@@ -218,6 +208,17 @@ impl Group {
     /// Looks who is there, and begins to connect with who is new. `is_news`: something has changed, so that behind the name's own
     /// socket there may be another owner.
     pub fn list(&self, is_news: bool) {
+        let members = self.listed(is_news);
+        for member in members.iter().filter(|member| matches!(*member.attempt.lock(), Meeting::Idle)) {
+            if let Some(link) = self.link_of(member)
+                && link.load().is_none()
+            {
+                member.begin(&link, self);
+            }
+        }
+    }
+
+    fn listed(&self, is_news: bool) -> Arc<[Arc<Member>]> {
         let _listing = self.listing.lock();
         self.listed_ns.store(clock::coarse_ns(), Ordering::Relaxed);
         let before = self.members();
@@ -229,14 +230,10 @@ impl Group {
                 _ => Member::new(address, &self.bus),
             })
             .collect();
-        *self.members.lock() = Arc::clone(&members);
-        for member in members.iter().filter(|member| matches!(*member.attempt.lock(), Meeting::Idle)) {
-            if let Some(link) = self.link_of(member)
-                && link.load().is_none()
-            {
-                member.begin(&link, self);
-            }
-        }
+        let former = std::mem::replace(&mut *self.members.lock(), Arc::clone(&members));
+        // Without the lock: with the last of a link goes its lane.
+        drop(former);
+        members
     }
 
     /// Notes which attempts have ended, and wakes who waits.
@@ -276,13 +273,13 @@ impl Group {
         while let Some(index) = choice::choose(choice.balance, &loads, turn, held) {
             let member = &members[index];
             let Some(link) = self.link_of(member) else { break };
-            match link.reserve().map(|(port, slot)| (NonNull::from(port), slot)) {
-                Ok((port, slot)) => {
+            match link.reserve_and_keep() {
+                Ok(reserved) => {
                     choice.hold(&member.address);
                     if has_absent {
                         let _later = self.lacks(&members, choice, since_ns.saturating_sub(LEFT_ALONE_NS));
                     }
-                    return Ok(Reserved { link, port, slot });
+                    return Ok(reserved);
                 }
                 Err(NoSlot::Full) => is_full = true,
                 Err(NoSlot::NoLane) => {}
@@ -391,9 +388,8 @@ impl Group {
         let now_ns = clock::now_ns();
         let is_late = now_ns >= deadline_ns;
         let failed = match self.reserve(choice, since_ns) {
-            Ok(Reserved { link, port, slot }) => {
-                // SAFETY: the port lives as long as its link.
-                link.give_back(unsafe { port.as_ref() }, slot);
+            Ok(reserved) => {
+                reserved.give_back();
                 return Some(Ok(()));
             }
             Err(Lacking::Slot) => return Some(Ok(())),
@@ -452,15 +448,5 @@ impl Member {
     fn pid(&self, link: &Link) -> Option<u32> {
         // Another may have the name for itself by now; an instance is always the same process.
         link.owner().filter(|_| self.address.is_instance()).map(|owner| owner.pid)
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        // In a forked child the locks that ending it takes may be held for ever.
-        if !self.bus.is_foreign() {
-            // SAFETY: nothing looks at it after this.
-            unsafe { ManuallyDrop::drop(&mut self.watch) };
-        }
     }
 }

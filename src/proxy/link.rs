@@ -2,6 +2,7 @@
 //!
 //! Proxies that choose among instances have a link of their own without a lane, that leads to the name's.
 
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
@@ -89,6 +90,20 @@ impl Attempt {
         let waker = self.waker.lock().clone();
         wake_all([waker]);
         None
+    }
+}
+
+/// A slot, with the link that keeps its port.
+pub(crate) struct Reserved {
+    pub link: Arc<Link>,
+    pub port: NonNull<Port>,
+    pub slot: usize,
+}
+
+impl Reserved {
+    pub fn give_back(self) {
+        // SAFETY: the port is one of the link's, and lives as long as that.
+        self.link.give_back(unsafe { self.port.as_ref() }, self.slot);
     }
 }
 
@@ -215,6 +230,12 @@ impl Link {
             Some(slot) => self.hold(port, slot),
             None => self.reserve_again(port),
         }
+    }
+
+    /// As [`reserve`](Self::reserve), for who does not hold the link.
+    pub fn reserve_and_keep(self: Arc<Self>) -> Result<Reserved, NoSlot> {
+        let (port, slot) = self.reserve().map(|(port, slot)| (NonNull::from(port), slot))?;
+        Ok(Reserved { link: self, port, slot })
     }
 
     /// Keeps a slot that was reserved if a new call may go to the lane behind it.

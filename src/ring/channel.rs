@@ -250,19 +250,9 @@ impl SendEnd {
         fence(Ordering::SeqCst);
     }
 
-    /// Undoes [`arm`](Self::arm).
-    pub fn disarm(&self) {
-        self.mine().sleep.store(0, Ordering::Relaxed);
-    }
-
     /// Tells where this side runs.
     pub fn note_cpu(&self, cpu: u16) {
         note_cpu(&self.mine().cpu, cpu);
-    }
-
-    /// Where the receiver runs, if it has told.
-    pub fn peer_cpu(&self) -> Option<u16> {
-        peer_cpu(&self.theirs().cpu)
     }
 }
 

@@ -10,6 +10,7 @@ mod answers;
 mod bodies;
 mod callbacks;
 mod caller;
+mod channels;
 mod descriptors;
 mod handshakes;
 mod leases;

@@ -4,15 +4,19 @@
 //! is to be met at a certain point says that it is there (`began 7`) and goes on when the gate is opened.
 #![allow(dead_code)] // each test binary uses its part
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use objbus::{Access, Bus, Call, CallContext, CallError, Instance, Limits, PanicPolicy, Published};
+use objbus::{
+    Access, Bus, Call, CallContext, CallError, Connect, Instance, Limits, PanicPolicy, Proxy, Published,
+};
 use serde::de::DeserializeOwned;
 
 use super::{Child, block_on, bus_at, hear, held_by, say, start};
@@ -298,6 +302,36 @@ pub fn owner_of(place: &super::Place, name: &str, options: &[&str]) -> Child {
 pub fn probe(place: &super::Place) -> ProbeProxy {
     let connecting = place.bus().proxy("probe").call_timeout(super::PATIENCE);
     connecting.wait().expect("the probe is published")
+}
+
+/// One more instance of `probe`.
+pub fn instance(place: &super::Place, tag: &str) -> Child {
+    owner(place, &[&format!("instance={tag}")])
+}
+
+pub fn instances<const N: usize>(place: &super::Place) -> [Child; N] {
+    std::array::from_fn(|_| instance(place, ""))
+}
+
+/// A connection with all of them, that no test's time-out ends.
+pub fn connecting(bus: &Bus) -> Connect<ProbeProxy> {
+    bus.proxy("probe").call_timeout(super::PATIENCE)
+}
+
+/// Waits until the proxy knows as many instances.
+pub fn wait_for_instances(probe: &ProbeProxy, count: usize) -> Duration {
+    super::wait_until(&format!("{count} instances"), || probe.instances().wait().len() == count)
+}
+
+/// How often each number stands in the logs.
+pub fn runs_in(logs: &[impl AsRef<Path>]) -> HashMap<u64, u32> {
+    let mut runs = HashMap::new();
+    for log in logs {
+        for id in std::fs::read(log).unwrap_or_default().chunks_exact(8) {
+            *runs.entry(u64::from_le_bytes(id.try_into().unwrap())).or_default() += 1;
+        }
+    }
+    runs
 }
 
 /// Shuts the owner's gate.

@@ -53,7 +53,7 @@ impl Flight {
                 Ok(false) if !self.is_armed && lane.look_for_task(slot, sent) => continue,
                 Ok(true) => {
                     self.disarm(lane, slot);
-                    match self.answered(link, port, slot, lane, sent, answer) {
+                    match self.answered_by_member(link, port, slot, lane, sent, answer) {
                         Ok(()) => return self.done(link, Ok(())),
                         Err(Verdict::Fail(error)) => return self.done(link, Err(error)),
                         Err(Verdict::Resend) => {
@@ -184,7 +184,7 @@ impl Flight {
         }
         // Dropped first: a wake that it had and could not use goes to the next in the queue.
         self.queued = None;
-        self.queued = Some(Queue::Group(group.wait(&link.choice, cx.waker(), since_ns)));
+        self.queued = Some(Queue::Group(Box::new(group.wait(&link.choice, cx.waker(), since_ns))));
         match group.reserve(&link.choice, since_ns) {
             Ok(reserved) => Poll::Ready(Ok(self.go_to(reserved))),
             Err(lacking) => match self.may_wait(link, request, lacking) {

@@ -17,8 +17,7 @@ use crate::harness::DIRECTORY_VARIABLE;
 pub fn run(name: &str) -> ExitCode {
     let worker = |p: ProcessBuilder| match name {
         "hungry" | "served, with a limit" => p.scale(1).memory_limit(mib(200)),
-        "port" => p.scale(2),
-        "scaled" => p.scale(3),
+        "port" | "scaled" => p.scale(2),
         _ => p.scale(1),
     };
     let app = App::new("test")
@@ -79,10 +78,7 @@ pub fn run(name: &str) -> ExitCode {
             .service::<Actor>("first", |s| s.publish())
             .service::<Actor>("second", |s| s.config(Act::FailIfTold).publish().depends_on("first"))
             .service::<Actor>("aside", |s| s.process("background")),
-        "scaled" => app
-            .restart(delayed(Duration::from_millis(10)))
-            .service::<Actor>("first", |s| s.publish())
-            .service::<Actor>("second", |s| s.publish().depends_on("first")),
+        "scaled" => app.service::<Actor>("first", |s| s.publish()),
         "port" => app.service::<Echo>("echo", |s| s),
         other => panic!("no application `{other}`"),
     };
