@@ -37,6 +37,7 @@
 //!   of its own; a [`MethodTable`] is an object made of closures. [`Type`](macro@Type) goes beside serde's derives on the
 //!   types that methods take and give.
 //! - [`Call`]: what a proxy's method returns. Wait for it, await it, send it one way, give it a time-out, or drop it.
+//! - [`Batch`]: many calls sent together, for a fraction of what they cost one after the other.
 //! - [`CallError`]: the method's own error, or the bus's, which says whether the method ran.
 //! - [`Event`] and [`Watched`]: what an object tells by itself, to any number of subscribers, and a value of which others want to
 //!   know what it is now. The page `docs/events.md` of the repository says what is promised.
@@ -76,6 +77,16 @@
 //!
 //! The feature `bytes` makes a blob a `bytes::Bytes` without a copy and a [`BlobMut`] a `BufMut`; the feature `zerocopy` shows
 //! either as a slice of numbers or structs, checked.
+//!
+//! # Async
+//!
+//! A [`Call`] is a future on any executor. One whose answer is about to come, or there, makes no system call; one that waits is woken
+//! by a thread of the library. With the feature `tokio`, what is awaited in a tokio runtime is woken by that runtime itself, through its
+//! I/O driver (`enable_io`, as `#[tokio::main]` has it), which is quicker; and async methods of objects that are published within a
+//! runtime run there. Many calls at once cost least in a [`Batch`].
+//!
+//! A call that is dropped before its answer, by a `select!`, a time-out or by hand, is cancelled: an async method is dropped at its next
+//! await, a plain one sees [`CallContext::cancelled`].
 //!
 //! # Streams
 //!
@@ -247,7 +258,9 @@ pub use owner::context::CallContext;
 #[cfg(not(loom))]
 pub use owner::hosted::{Limits, PanicPolicy};
 #[cfg(not(loom))]
-pub use proxy::{Absent, Balance, Call, CallAll, Connect, Handle, Instances, Member, Untyped};
+pub use proxy::{
+    Absent, Balance, Batch, Call, CallAll, Connect, Handle, Instances, Join, Member, Results, Untyped,
+};
 #[cfg(not(loom))]
 pub use publish::{Instance, Publication, Published, Shutdown};
 #[cfg(not(loom))]

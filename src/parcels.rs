@@ -14,6 +14,8 @@ mod channels;
 mod lend;
 
 use std::collections::{BTreeSet, VecDeque};
+#[cfg(feature = "tokio")]
+use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -32,6 +34,7 @@ use crate::ring::leases::{Held, Loans, Riding};
 use crate::sys::closer::Foreign;
 use crate::sys::fd::Fd;
 use crate::sys::memfd::Mapping;
+use crate::sys::notify::Notify;
 use crate::sys::{clock, fork, memfd, socket};
 
 use borrow::Views;
@@ -59,6 +62,8 @@ pub(crate) const CHANNEL_END: u8 = 8;
 pub(crate) const CALLBACKS: u8 = 9;
 /// An object of the caller's that the owner has dropped, having kept it: its number (u32).
 pub(crate) const CALLBACK_DROPPED: u8 = 10;
+/// Of a caller: one end of a pair of Unix stream sockets, over which its tasks are woken. Once at most.
+pub(crate) const NOTIFY: u8 = 11;
 /// An object of the caller's that the owner keeps beyond the call it was given for: its number (u32).
 pub(crate) const CALLBACK_KEPT: u8 = 12;
 /// The longest of them, in bytes.
@@ -123,6 +128,8 @@ pub(crate) struct Parcels {
     /// What the peer says of ours.
     theirs: NonNull<Returns>,
     is_caller: bool,
+    /// Where the peer's tasks want to be woken.
+    notify: OnceLock<Notify>,
 
     /// Held while reading the socket, so that what a message says is acted on before the next reader looks.
     reading: Mutex<()>,
@@ -213,6 +220,7 @@ impl Parcels {
             ours,
             theirs,
             is_caller,
+            notify: OnceLock::new(),
             reading: Mutex::new(()),
             token: Mutex::new(None),
             resident: OnceLock::new(),
@@ -271,6 +279,19 @@ impl Parcels {
     /// read, and whatever is read wakes it.
     pub fn send_wake(&self) {
         let _ = socket::send(&self.socket, &[WAKE], &[]);
+    }
+
+    /// Wakes the peer's tasks that wait for it where they asked for it, if that is known by now.
+    pub fn send_notified_wake(&self) {
+        if !self.notify.get().is_some_and(|notify| notify.ring(WAKE)) {
+            self.send_wake();
+        }
+    }
+
+    /// Tells the owner where tasks are woken.
+    #[cfg(feature = "tokio")]
+    pub fn send_notify(&self, end: &Fd) -> Result<(), Errno> {
+        socket::send(&self.socket, &[NOTIFY], &[end.as_fd()])
     }
 
     /// This side makes (or takes) no calls any more. What is lent stays so, either way.
@@ -417,6 +438,7 @@ impl Parcels {
             }
             (Some(&CHANNEL_WAKE), 5, None) => number(1..5).map(|id| self.channels.woken(id)),
             (Some(&CHANNEL_END), 5, None) => number(1..5).map(|id| self.channels.peer_ended(id)),
+            (Some(&NOTIFY), 1, Some(fd)) if !self.is_caller => self.take_notify(fd),
             (Some(&DROPPED), 5, None) => number(1..5)
                 .filter(|&id| self.incoming.remove(id) || self.lost.load(Ordering::Relaxed))
                 .map(|id| self.close_view(id)),
@@ -432,6 +454,14 @@ impl Parcels {
             _ => None,
         };
         understood.is_some()
+    }
+
+    /// `None`: the peer broke the protocol.
+    fn take_notify(&self, fd: Foreign) -> Option<()> {
+        match Notify::receive(fd, self.peer.credentials).ok()? {
+            Some(notify) => self.notify.set(notify).ok(),
+            None => Some(()),
+        }
     }
 
     /// `None`: the peer broke the protocol.

@@ -7,6 +7,7 @@
 //! - [`clock`]: time stamps that cost a few nanoseconds.
 //! - [`side`]: one side of a comparison, timed one call at a time or in batches.
 //! - [`floor`]: what the machine itself takes for a round trip: cache line, futex, socket.
+//! - `notified`: the least that an awaited answer costs.
 //! - [`frame`]: 8 MiB, written and read whole.
 //! - [`rivals`]: the other ways in which a frame can come from another process.
 //! - [`paired`]: many short rounds, both sides in each, and the ratio of every round.
@@ -20,6 +21,8 @@ pub mod clock;
 pub mod counters;
 pub mod floor;
 pub mod frame;
+#[cfg(feature = "tokio")]
+pub mod notified;
 pub mod owner;
 pub mod paired;
 pub mod peer;

@@ -81,24 +81,77 @@ impl<F: FnMut(u32)> Side for Batch<F> {
 #[inline]
 pub fn sample(pace: Pace, samples: &mut Vec<f64>, calls_per_run: u32, mut call: impl FnMut()) {
     let scale = ns_per_tick() / f64::from(calls_per_run);
-    let before = samples.len();
-    let (start, budget) = (ticks(), ticks_in(pace.time));
-    loop {
-        if let Some(gap) = pace.gap {
-            std::thread::sleep(gap);
-        }
+    let mut round = Round::start(pace, samples);
+    while !round.is_over() {
+        round.rest();
         let sent = ticks();
         call();
         let answered = ticks();
-        samples.push(answered.saturating_sub(sent) as f64 * scale);
-        let count = samples.len() - before;
-        if (answered - start >= budget && count >= pace.at_least) || count == SAMPLES_MAX {
-            break;
+        round.add(sent, answered, scale);
+    }
+    round.end();
+}
+
+/// One round, as it goes on.
+struct Round<'a> {
+    pace: Pace,
+    samples: &'a mut Vec<f64>,
+    /// Samples of earlier rounds.
+    before: usize,
+    start: u64,
+    budget: u64,
+    last: u64,
+}
+
+impl Round<'_> {
+    fn start(pace: Pace, samples: &mut Vec<f64>) -> Round<'_> {
+        let (before, start) = (samples.len(), ticks());
+        Round { pace, samples, before, start, budget: ticks_in(pace.time), last: start }
+    }
+
+    #[inline]
+    fn is_over(&self) -> bool {
+        let count = self.samples.len() - self.before;
+        (self.last - self.start >= self.budget && count >= self.pace.at_least) || count == SAMPLES_MAX
+    }
+
+    #[inline]
+    fn rest(&self) {
+        if let Some(gap) = self.pace.gap {
+            std::thread::sleep(gap);
         }
     }
-    let count = samples.len() - before;
-    let warm_up = if count > 1 { count.div_ceil(10) } else { 0 };
-    samples.drain(before..before + warm_up);
+
+    #[inline]
+    fn add(&mut self, sent: u64, answered: u64, scale: f64) {
+        self.samples.push(answered.saturating_sub(sent) as f64 * scale);
+        self.last = answered;
+    }
+
+    fn end(self) {
+        let count = self.samples.len() - self.before;
+        let warm_up = if count > 1 { count.div_ceil(10) } else { 0 };
+        self.samples.drain(self.before..self.before + warm_up);
+    }
+}
+
+/// The same for a call that is awaited.
+pub async fn sample_awaited(
+    pace: Pace,
+    samples: &mut Vec<f64>,
+    calls_per_run: u32,
+    mut call: impl AsyncFnMut(),
+) {
+    let scale = ns_per_tick() / f64::from(calls_per_run);
+    let mut round = Round::start(pace, samples);
+    while !round.is_over() {
+        round.rest();
+        let sent = ticks();
+        call().await;
+        let answered = ticks();
+        round.add(sent, answered, scale);
+    }
+    round.end();
 }
 
 /// The time of `runs` runs of `call`.

@@ -11,7 +11,7 @@ use crate::engine::Engine;
 use crate::parcels::{Parcels, Resident};
 use crate::peer::Peer;
 use crate::proxy::WayBack;
-use crate::ring::layout::{AWAKE, CLOSING, ON_FUTEX, OPEN, REPLACED, ResponseMeta, SLOTS};
+use crate::ring::layout::{AWAKE, BY_NOTIFY, CLOSING, ON_FUTEX, OPEN, REPLACED, ResponseMeta, SLOTS};
 use crate::ring::owner::{OwnerRing, Request, Take};
 use crate::sys::clock;
 use crate::sys::closer::Foreign;
@@ -52,6 +52,8 @@ pub(crate) struct OwnerLane {
     state: AtomicU8,
     /// The last arm number that a wake was sent for.
     woken_arm: AtomicU32,
+    /// The same for tasks that want to be woken by another socket.
+    notified_arm: AtomicU32,
     bad_requests: AtomicU32,
 }
 
@@ -82,6 +84,7 @@ impl OwnerLane {
             bell_token: parts.bell_token,
             state: AtomicU8::new(LIVE),
             woken_arm: AtomicU32::new(AWAKE),
+            notified_arm: AtomicU32::new(AWAKE),
             bad_requests: AtomicU32::new(0),
         }
     }
@@ -177,15 +180,18 @@ impl OwnerLane {
     #[cold]
     #[inline(never)]
     fn wake(&self, slot: usize, who: u32) {
+        self.woke_caller.store(true, Ordering::Relaxed);
         match who {
-            ON_FUTEX => {
-                self.woke_caller.store(true, Ordering::Relaxed);
-                self.ring.wake(slot);
-            }
+            ON_FUTEX => self.ring.wake(slot),
             // One word for all tasks that armed themselves with this number.
-            arm => {
+            arm if arm & BY_NOTIFY == 0 => {
                 if self.woken_arm.swap(arm, Ordering::AcqRel) != arm {
                     self.parcels.send_wake();
+                }
+            }
+            arm => {
+                if self.notified_arm.swap(arm, Ordering::AcqRel) != arm {
+                    self.parcels.send_notified_wake();
                 }
             }
         }

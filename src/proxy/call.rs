@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 use super::Absent;
 use super::answer::Answer;
 use super::extras::Extras;
-use super::flight::Flight;
+use super::flight::{Flight, Rung};
 use super::link::Link;
 use crate::blob::arena::Arena;
 use crate::blob::limit::NoMemory;
@@ -405,6 +405,11 @@ impl<T: DeserializeOwned + 'static, E: OwnError> Call<T, E> {
     /// The method's own error, or the bus's with its [`Executed`].
     #[inline(always)]
     pub fn wait(mut self) -> Result<T, CallError<E>> {
+        self.wait_in_place()
+    }
+
+    #[inline(always)]
+    pub(super) fn wait_in_place(&mut self) -> Result<T, CallError<E>> {
         let mut answer = Answer::blank();
         self.raw.wait(&mut answer).map_err(BusError::widen)?;
         answer.decode(&self.raw.link, self.raw.parts.request.key, &self.raw.parts.request.method)
@@ -469,6 +474,46 @@ impl<T: DeserializeOwned + 'static, E: OwnError> Call<T, E> {
     /// Where it could not be sent; the method did not run then.
     pub fn send(mut self) -> Result<(), BusError> {
         self.raw.send()
+    }
+}
+
+/// As one of a batch.
+impl<T, E> Call<T, E> {
+    /// Puts the request into the ring, and leaves it to [`ring_like`](Self::ring_like) to tell the owner. `false`: it would have to
+    /// wait. What goes wrong is told when it is waited for.
+    pub(super) fn put(&mut self) -> bool {
+        let Parts { request, flight, failure, .. } = &mut **self.raw.parts;
+        if failure.is_some() {
+            return true;
+        }
+        flight.put(&self.raw.link, request).unwrap_or_else(|error| {
+            *failure = Some(Box::new(error));
+            true
+        })
+    }
+
+    /// Rings after [`put`](Self::put), unless that was done for one of the same lane, `before`.
+    pub(super) fn ring_like(&mut self, before: Option<Rung>) -> Option<Rung> {
+        self.raw.parts.flight.ring_like(&self.raw.link, before)
+    }
+
+    pub(super) fn deadline_ns(&self) -> u64 {
+        self.raw.parts.flight.deadline_ns()
+    }
+
+    /// Whether there is nothing to wait for, now or after looking for a while.
+    pub(super) fn is_answered_soon(&self) -> bool {
+        self.raw.parts.flight.is_answered_soon(&self.raw.link)
+    }
+
+    /// The same for a task.
+    pub(super) fn is_answered_for_task(&self) -> bool {
+        self.raw.parts.flight.is_answered_for_task(&self.raw.link)
+    }
+
+    /// Sleeps until it is answered, never will be, or `until_ns`.
+    pub(super) fn stand_by(&mut self, until_ns: u64) {
+        self.raw.parts.flight.stand_by(&self.raw.link, until_ns);
     }
 }
 

@@ -2,11 +2,13 @@
 //! as a future.
 
 mod awaited;
+mod together;
 
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use awaited::Alarm;
+pub(crate) use together::Rung;
 
 use super::Absent;
 use super::answer::Answer;
@@ -231,6 +233,22 @@ impl Flight {
         slot: usize,
         lane: &Arc<Lane>,
     ) -> Result<Sent, Verdict> {
+        self.put_into(link, request, port, slot, lane)?;
+        let sent = lane.ring_if_asleep();
+        self.state = State::Out { port: NonNull::from(port), slot, sent };
+        Ok(sent)
+    }
+
+    /// Puts the request into the ring.
+    #[inline(always)]
+    fn put_into(
+        &mut self,
+        link: &Arc<Link>,
+        request: &mut Prepared,
+        port: &Port,
+        slot: usize,
+        lane: &Arc<Lane>,
+    ) -> Result<(), Verdict> {
         if request.spill.is_some() || !request.blobs.is_empty() || !request.extras.is_empty() {
             self.attach(link, request, port, slot, lane)?;
         }
@@ -249,9 +267,7 @@ impl Flight {
         };
         // SAFETY: a RequestBuffer keeps what the flags and the length promise initialised, and `lend` has written the loans.
         unsafe { lane.ring.publish(slot, header, request.body.words()) };
-        let sent = lane.ring_if_asleep();
-        self.state = State::Out { port: NonNull::from(port), slot, sent };
-        Ok(sent)
+        Ok(())
     }
 
     /// Lends what goes with the request, and tells what else does; gives the slot back where it cannot.

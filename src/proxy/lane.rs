@@ -2,14 +2,16 @@
 //! owner's end.
 
 mod end;
+#[cfg(feature = "tokio")]
+mod notify;
 mod tasks;
 
 use std::collections::HashMap;
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::task::Waker;
 
+use self::tasks::Waiting;
 use super::link::Link;
 use crate::bus::BusInner;
 use crate::engine::Engine;
@@ -84,7 +86,10 @@ pub(crate) struct Lane {
     /// Threads that sleep on a slot, or are about to.
     sleepers: AtomicU32,
     /// Per slot the task that waits for its answer. Made with the first: most lanes have threads that wait, if any.
-    waiting: OnceLock<Box<[Mutex<Option<Waker>>; SLOTS]>>,
+    waiting: OnceLock<Box<[Mutex<Option<Waiting>>; SLOTS]>>,
+    /// Wakes the tasks of a tokio runtime.
+    #[cfg(feature = "tokio")]
+    notify: notify::Notify,
     /// What tasks that wait write into their sleep word; one more with each wake.
     arm: AtomicU32,
     /// Looks of tasks in a row that were for nothing.
@@ -149,6 +154,8 @@ impl Lane {
             fate: AtomicU32::new(Fate::Open as u32),
             sleepers: AtomicU32::new(0),
             waiting: OnceLock::new(),
+            #[cfg(feature = "tokio")]
+            notify: notify::Notify::default(),
             arm: AtomicU32::new(FIRST_ARM),
             fruitless: AtomicU32::new(0),
             owner_cpu: AtomicU16::new(NO_CPU),
@@ -264,6 +271,16 @@ impl Lane {
             return self.look(slot).map(drop);
         }
         self.park(slot, sent, deadline_ns)
+    }
+
+    /// Whether there is something else than `Waiting` to see, now or after looking for as long as that can help a thread.
+    pub fn look_for_thread(&self, slot: usize, sent: Sent) -> bool {
+        self.ring.look(slot) != Look::Waiting || self.may_spin(sent) && self.spin(slot, SPIN_NS)
+    }
+
+    /// Sleeps until there may be something to see in `slot`.
+    pub fn stand_by(&self, slot: usize, sent: Sent, until_ns: u64) {
+        let _seen = self.park(slot, sent, until_ns);
     }
 
     /// Looks for some time; whether there is something else than `Waiting` to see.

@@ -6,6 +6,7 @@
 //! call, [`callback`] objects among that.
 
 mod answer;
+mod batch;
 mod call;
 mod callback;
 mod connect;
@@ -38,6 +39,7 @@ use crate::wire::schema::Type;
 use call::Style;
 use callback::Claim;
 
+pub use batch::{Batch, Join, Results};
 pub use call::Call;
 pub use callback::CalledBack;
 pub(crate) use callback::WayBack;

@@ -126,6 +126,7 @@ fn memories(built: &mut Built) {
             ("AWAKE", AWAKE.into()),
             ("ON_FUTEX", ON_FUTEX.into()),
             ("FIRST_ARM", FIRST_ARM.into()),
+            ("BY_NOTIFY", BY_NOTIFY.into()),
             ("COLD", COLD.into()),
             ("HOT", HOT.into()),
             ("POLLED", POLLED.into()),
@@ -288,6 +289,7 @@ fn sockets(built: &mut Built) {
             ("CALLBACKS", parcels::CALLBACKS.into()),
             ("CALLBACK_DROPPED", parcels::CALLBACK_DROPPED.into()),
             ("CALLBACK_KEPT", parcels::CALLBACK_KEPT.into()),
+            ("NOTIFY", parcels::NOTIFY.into()),
         ],
     );
     built.section(

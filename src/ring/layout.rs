@@ -98,6 +98,8 @@ pub(crate) const AWAKE: u32 = 0;
 pub(crate) const ON_FUTEX: u32 = 1;
 /// `SlotControl::sleep`: the smallest arm number; a task waits for a word on the lane's socket.
 pub(crate) const FIRST_ARM: u32 = 2;
+/// Bit of an arm number: the word goes over the socket that the caller sent for that, if the owner has it.
+pub(crate) const BY_NOTIFY: u32 = 1 << 31;
 
 /// `SlotControl::hint`: the next call is not expected soon; do not wait for it.
 pub(crate) const COLD: u32 = 0;

@@ -30,6 +30,13 @@ impl Fd {
         self.raw
     }
 
+    /// Leaves it open for good, where closing it might block.
+    pub(crate) fn leak(&mut self) {
+        unlist(self.raw);
+        // Every later drop finds a number of another generation.
+        self.generation = u32::MAX;
+    }
+
     /// Whether this process was forked from the one that made the descriptor.
     pub(crate) fn is_inherited(&self) -> bool {
         fork::forked_since(self.generation)

@@ -11,6 +11,7 @@ pub(crate) mod features;
 pub(crate) mod fork;
 pub(crate) mod futex;
 pub(crate) mod memfd;
+pub(crate) mod notify;
 pub(crate) mod pidfd;
 pub(crate) mod signals;
 pub(crate) mod socket;

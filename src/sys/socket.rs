@@ -50,6 +50,13 @@ pub(crate) fn is_local(fd: &Foreign) -> bool {
     socket_domain(fd) == Ok(AddressFamily::UNIX) && socket_type(fd) == Ok(SocketType::SEQPACKET)
 }
 
+/// The same as a stream, of which one read takes all that was sent.
+#[cfg(feature = "tokio")]
+pub(crate) fn stream_pair() -> Result<(Fd, Fd), Errno> {
+    let (a, b) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
+    Ok((Fd::from(a), Fd::from(b)))
+}
+
 fn socket() -> Result<Fd, Errno> {
     rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None).map(Fd::from)
 }

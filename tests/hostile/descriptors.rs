@@ -93,3 +93,47 @@ fn fault_35_a_doorbell_made_to_block_does_not_stop_the_callers_process() {
     rustix::io::read(&owner.bell, &mut [0_u8; 8]).unwrap();
     drop(call);
 }
+
+/// The other end of what wakes a caller's tasks: fault 35. What is no Unix stream socket is refused; one that is cannot block its
+/// owner, full or with something in it whose close takes an hour.
+#[test]
+fn fault_35_a_socket_to_be_woken_by_blocks_nobody() {
+    const NOTIFY: u8 = 11;
+    const BY_NOTIFY: u32 = 1 << 31;
+    let victim = victim();
+    let (tcp, _other_end) = lingering();
+    let (pipe, _reader) = {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        (writer, reader)
+    };
+    let datagrams = std::os::unix::net::UnixDatagram::pair().unwrap();
+    for fd in [tcp, pipe, OwnedFd::from(datagrams.0)] {
+        let caller = Caller::connect(&victim.path());
+        part_with(&victim.process, &caller.socket, &[NOTIFY], vec![fd]);
+        caller.expect_broken("no Unix stream socket");
+    }
+    for _ in 0..3 {
+        let mut caller = Caller::connect(&victim.path());
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        // Something to be closed with it, and no room.
+        let (tcp, _other_end) = lingering();
+        let within = theirs.try_clone().unwrap();
+        send(OwnedFd::from(ours.try_clone().unwrap()), &[1], &[tcp.as_fd()]).unwrap();
+        within.set_nonblocking(true).unwrap();
+        while (&within).write(&[0; 4096]).is_ok() {}
+        drop((within, tcp));
+        part_with(&victim.process, &caller.socket, &[NOTIFY], vec![theirs.into()]);
+        // Woken by it all the same, many times.
+        for arm in 2..100 {
+            caller.request.word(0).store(BY_NOTIFY | arm, Ordering::Relaxed);
+            let request = caller.request("add", 0, &varints(&[1, 2]));
+            assert_eq!(caller.call(&request).number(), 3);
+        }
+        // A second one is one too many.
+        let (_ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        part_with(&victim.process, &caller.socket, &[NOTIFY], vec![theirs.into()]);
+        caller.expect_broken("a second socket");
+    }
+    victim.expect_unharmed();
+}

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use super::{Lane, Sent};
 use crate::park::wake_all;
 use crate::ring::caller::Look;
-use crate::ring::layout::FIRST_ARM;
+use crate::ring::layout::{BY_NOTIFY, FIRST_ARM};
 use crate::sync::{fence, spin_hint};
 
 /// How long a task looks for its answer after its first looks: with them a round trip, where the machine is slow.
@@ -18,6 +18,13 @@ const ROUND_TRIP_NS: u64 = 1_500;
 const FRUITLESS_MAX: u32 = 4;
 /// One in so many looks nevertheless.
 const LOOKS_AGAIN: u32 = 16;
+
+/// A task that waits for an answer.
+pub(super) struct Waiting {
+    waker: Waker,
+    /// Its runtime wakes it, not the watcher.
+    by_notify: bool,
+}
 
 impl Lane {
     /// Whether there is something else than `Waiting` to see, now or in about a round trip, if looking for so long can help: the
@@ -53,16 +60,23 @@ impl Lane {
 
     /// Registers a task for the answer in `slot`, ringing where it must. `true`: look again, it may be there.
     pub fn arm(&self, slot: usize, waker: &Waker, sent: Sent) -> bool {
+        let by_notify = self.notifies_this_thread();
         {
             let all = self.waiting.get_or_init(|| Box::new(std::array::from_fn(|_| Mutex::default())));
-            // Pairs with the fence of `wake_tasks`: either the watcher finds what was just made, or its new number is read below.
+            // Pairs with the fence of `wake_tasks`: either that finds what was just made, or its new number is read below.
             fence(Ordering::SeqCst);
             let mut waiting = all[slot].lock();
-            if waiting.as_ref().is_none_or(|old| !old.will_wake(waker)) {
-                *waiting = Some(waker.clone());
+            match &mut *waiting {
+                Some(old) if old.waker.will_wake(waker) => old.by_notify = by_notify,
+                _ => *waiting = Some(Waiting { waker: waker.clone(), by_notify }),
             }
-            // Under the lock, so that the watcher, which arms anew under it, is never overtaken with an old number.
-            self.ring.set_sleep(slot, self.arm_number());
+            // Under the lock, so that who arms anew under it is never overtaken with an old number.
+            self.ring.set_sleep(slot, self.arm_word(by_notify));
+        }
+        // Its runtime may have been shut down before the watcher, told of that, could find this task.
+        if by_notify && !self.is_notified() {
+            self.wake_tasks();
+            return true;
         }
         if self.ring.look(slot) != Look::Waiting || self.fate().is_final() {
             return true;
@@ -73,34 +87,55 @@ impl Lane {
         false
     }
 
-    /// Undoes [`arm`](Self::arm).
-    pub fn disarm(&self, slot: usize) {
-        let waker = self.waiting.get().and_then(|all| all[slot].lock().take());
-        self.ring.clear_sleep(slot);
-        // Without the lock: with it may go the last of a task.
-        drop(waker);
+    /// Whether a task that is polled on this thread is woken by its runtime.
+    fn notifies_this_thread(&self) -> bool {
+        #[cfg(feature = "tokio")]
+        return self.notify.serves_this_thread(self);
+        #[cfg(not(feature = "tokio"))]
+        false
     }
 
-    /// Wakes the tasks whose answers are there, and arms the others anew. On the watcher thread.
+    /// Whether some runtime wakes tasks.
+    fn is_notified(&self) -> bool {
+        #[cfg(feature = "tokio")]
+        return self.notify.is_watched();
+        #[cfg(not(feature = "tokio"))]
+        false
+    }
+
+    /// What a task that waits writes into its slot's sleep word.
+    fn arm_word(&self, by_notify: bool) -> u32 {
+        self.arm_number() | if by_notify { BY_NOTIFY } else { 0 }
+    }
+
+    /// Undoes [`arm`](Self::arm).
+    pub fn disarm(&self, slot: usize) {
+        let waiting = self.waiting.get().and_then(|all| all[slot].lock().take());
+        self.ring.clear_sleep(slot);
+        // Without the lock: with it may go the last of a task.
+        drop(waiting);
+    }
+
+    /// Wakes the tasks whose answers are there, and arms the others anew. On the watcher thread, or that of a runtime's driver.
     pub(super) fn wake_tasks(&self) {
         // The owner wakes once per number: who waits on needs a new one, and must look after it is set.
         let arm = self.arm.fetch_add(1, Ordering::SeqCst).wrapping_add(1);
-        if arm < FIRST_ARM {
+        if arm & !BY_NOTIFY < FIRST_ARM {
             self.arm.store(FIRST_ARM, Ordering::SeqCst);
         }
+        let is_notified = self.is_notified();
         fence(Ordering::SeqCst);
         for (slot, waiting) in self.waiting.get().into_iter().flat_map(|all| all.iter()).enumerate() {
             let mut waiting = waiting.lock();
-            if waiting.is_none() {
-                continue;
-            }
-            self.ring.set_sleep(slot, self.arm_number());
+            let Some(task) = &mut *waiting else { continue };
+            task.by_notify &= is_notified;
+            self.ring.set_sleep(slot, self.arm_word(task.by_notify));
             if self.ring.look(slot) != Look::Waiting || self.fate().is_final() {
-                let waker = waiting.take();
+                let task = waiting.take();
                 // An owner that looks once more, as it does at the end of a burst, is to find nobody to wake.
                 self.ring.clear_sleep(slot);
                 drop(waiting);
-                wake_all(waker);
+                wake_all(task.map(|task| task.waker));
             }
         }
         match self.link.upgrade() {
@@ -119,6 +154,6 @@ impl Lane {
 
     /// What who waits for a wake is armed with at present.
     pub fn arm_number(&self) -> u32 {
-        self.arm.load(Ordering::SeqCst)
+        self.arm.load(Ordering::SeqCst) & !BY_NOTIFY
     }
 }
