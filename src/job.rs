@@ -11,8 +11,12 @@ use std::task::{Context, Poll, Wake, Waker};
 use parking_lot::Mutex;
 
 use crate::engine::Engine;
-use crate::owner::pool::Work;
 use crate::panics::contain;
+
+/// Something for a worker to do that is no request: an async method or a job to be polled.
+pub(crate) trait Work: Send + Sync {
+    fn run(self: Arc<Self>);
+}
 
 /// What a job does.
 pub(crate) type Doing = Pin<Box<dyn Future<Output = ()> + Send>>;

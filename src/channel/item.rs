@@ -94,7 +94,6 @@ impl EncodedItem {
     }
 
     /// Whether something is lent with it, its own body or a blob.
-    #[expect(dead_code, reason = "events come next")]
     pub fn lends(&self) -> bool {
         self.is_large || !self.blobs.is_empty()
     }

@@ -93,7 +93,6 @@ impl ItemSender {
     }
 
     /// Encodes an item for this receiver, or for others as well.
-    #[expect(dead_code, reason = "events come next")]
     pub fn encode<T: Serialize + ?Sized>(
         &self,
         value: &T,
@@ -114,7 +113,6 @@ impl ItemSender {
     }
 
     /// Sends an item if there is room for it, told that `missed` were left out before it.
-    #[expect(dead_code, reason = "events come next")]
     pub fn try_push(&self, item: &EncodedItem, missed: u64) -> Push {
         self.state.lock().push(&self.core, item, missed)
     }

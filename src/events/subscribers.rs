@@ -139,7 +139,7 @@ impl Subscribers {
 
     fn try_emit(&self, item: &Arc<EncodedItem>) -> Result<(), Blocked> {
         let mut all = self.all.lock();
-        if all.iter().any(|subscriber| subscriber.blocks()) {
+        if all.iter().any(|subscriber| subscriber.blocks.load(Ordering::Acquire)) {
             return Err(Blocked);
         }
         let woken: Vec<_> = all.iter().filter(|subscriber| subscriber.offer(item)).cloned().collect();
@@ -181,9 +181,8 @@ impl Arrival {
         spare: Option<Arc<EncodedItem>>,
     ) -> Result<Arc<EncodedItem>, EmitError> {
         let mut item = spare.unwrap_or_else(|| Arc::new(EncodedItem::blank()));
-        if let Some(item) = Arc::get_mut(&mut item) {
-            self.sender.encode_into(item, value, self.limit)?;
-        }
+        let Some(place) = Arc::get_mut(&mut item) else { unreachable!("nobody else has a spare item") };
+        self.sender.encode_into(place, value, self.limit)?;
         Ok(item)
     }
 }
@@ -195,6 +194,8 @@ struct Subscriber {
     /// To be pumped by whoever has the lock: it was woken meanwhile. That may be the same thread, since a subscriber whose numbers are
     /// impossible is cut off, and so woken, by the very push that finds out.
     is_woken: AtomicBool,
+    /// Emitters have to wait for it. Stored under the lock; read without it, since who has the lock also has to pump.
+    blocks: AtomicBool,
     is_gone: AtomicBool,
     /// Pumps it.
     waker: Waker,
@@ -228,6 +229,7 @@ impl Subscriber {
             waiting: Mutex::new(Waiting { queue: Queue::new(arrival.lag), is_armed: false }),
             arrival,
             is_woken: AtomicBool::new(false),
+            blocks: AtomicBool::new(false),
             is_gone: AtomicBool::new(false),
             waker: Waker::from(Arc::new(Pump(Weak::clone(this)))),
             of,
@@ -236,11 +238,6 @@ impl Subscriber {
 
     fn is_gone(&self) -> bool {
         self.is_gone.load(Ordering::Relaxed)
-    }
-
-    /// Whether an emitter has to wait for it.
-    fn blocks(&self) -> bool {
-        self.arrival.lag == Lag::Block && self.waiting.lock().queue.blocks()
     }
 
     fn push(&self, item: &EncodedItem, missed: u64) -> Push {
@@ -262,6 +259,7 @@ impl Subscriber {
         let size = item.len().into();
         let left = waiting.queue.offer(Arc::clone(item), size, |item, missed| self.push(item, missed));
         let left = self.wait_for_room(&mut waiting, left);
+        self.blocks.store(waiting.queue.blocks(), Ordering::Release);
         drop(waiting);
         self.conclude(left);
         self.is_woken()
@@ -291,13 +289,13 @@ impl Subscriber {
     /// Hands over what there is room for.
     fn pump(&self, mut waiting: MutexGuard<'_, Waiting>) {
         waiting.is_armed = false;
-        let did_block = waiting.queue.blocks();
         let left = waiting.queue.pump(|item, missed| self.push(item, missed));
         let left = match self.wait_for_room(&mut waiting, left) {
             Left::Nothing if self.arrival.sender.is_closed() => Left::Gone,
             left => left,
         };
         let blocks = waiting.queue.blocks();
+        let did_block = self.blocks.swap(blocks, Ordering::AcqRel);
         drop(waiting);
         self.conclude(left);
         if did_block && !blocks {

@@ -184,7 +184,7 @@ impl MethodTable {
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// use objbus::{Bus, Event, MethodTable, Untyped};
     ///
-    /// let ticks = Event::new();
+    /// let ticks: Event<u32> = Event::new();
     /// let bus = Bus::in_memory();
     /// let _published = bus.publish("clock", MethodTable::named("Clock").event("ticks", &ticks))?;
     ///

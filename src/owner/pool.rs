@@ -29,6 +29,7 @@ use super::dispatch;
 use super::lane::OwnerLane;
 use super::permits::Queued;
 use crate::engine::Engine;
+use crate::job::Work;
 use crate::ring::layout::{NO_CPU, SLOTS};
 use crate::ring::owner::{Request, Take};
 use crate::sync::spin_hint;
@@ -54,11 +55,6 @@ const EMPTY_RINGS_MAX: u32 = 64;
 const MUTED_NS: u64 = 10_000_000;
 /// The epoll token of the pool's own doorbell.
 const KICK: u64 = 0;
-
-/// Something for a worker to do that is no request: an async method or a job to be polled.
-pub(crate) trait Work: Send + Sync {
-    fn run(self: Arc<Self>);
-}
 
 /// The workers of a process and what they share.
 pub(crate) struct Pool {

@@ -119,13 +119,22 @@ impl<T: DeserializeOwned + 'static, E: OwnError> Batch<T, E> {
     /// Sends as many as there are slots for, then rings where that is needed, once for those that go to one owner in a row.
     fn send(&mut self) {
         let from = self.sent;
+        let (mut lane, mut is_mixed) = (None, false);
         while let Some(Member::Call(call)) = self.members.get_mut(self.sent)
-            && call.put()
+            && let Some(put) = call.put()
         {
+            is_mixed |= lane.replace(put).is_some_and(|before| before != put);
             self.sent += 1;
         }
-        let mut rung = None;
-        for member in &mut self.members[from..self.sent] {
+        let (mut rung, members) = (None, &mut self.members[from..self.sent]);
+        // Where all go to one owner that need not be woken, the others are not touched again: they have left the nearest cache.
+        if let (false, Some(Member::Call(last))) = (is_mixed, members.last_mut()) {
+            rung = last.ring_like(None);
+            if rung.is_none_or(|rung| !rung.has_rung()) {
+                return;
+            }
+        }
+        for member in members {
             if let Member::Call(call) = member {
                 rung = call.ring_like(rung);
             }

@@ -9,6 +9,7 @@ use std::convert::Infallible;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 use std::pin::Pin;
+use std::ptr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -20,6 +21,7 @@ use super::Absent;
 use super::answer::Answer;
 use super::extras::Extras;
 use super::flight::{Flight, Rung};
+use super::lane::Lane;
 use super::link::Link;
 use crate::blob::arena::Arena;
 use crate::blob::limit::NoMemory;
@@ -479,16 +481,16 @@ impl<T: DeserializeOwned + 'static, E: OwnError> Call<T, E> {
 
 /// As one of a batch.
 impl<T, E> Call<T, E> {
-    /// Puts the request into the ring, and leaves it to [`ring_like`](Self::ring_like) to tell the owner. `false`: it would have to
-    /// wait. What goes wrong is told when it is waited for.
-    pub(super) fn put(&mut self) -> bool {
+    /// Puts the request into the ring, and leaves it to [`ring_like`](Self::ring_like) to tell the owner: on which lane, only to be
+    /// compared. `None`: it would have to wait. What goes wrong is told when it is waited for.
+    pub(super) fn put(&mut self) -> Option<*const Lane> {
         let Parts { request, flight, failure, .. } = &mut **self.raw.parts;
         if failure.is_some() {
-            return true;
+            return Some(ptr::null());
         }
         flight.put(&self.raw.link, request).unwrap_or_else(|error| {
             *failure = Some(Box::new(error));
-            true
+            Some(ptr::null())
         })
     }
 

@@ -3,18 +3,20 @@
 
 mod awaited;
 mod together;
+mod verdict;
 
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use awaited::Alarm;
 pub(crate) use together::Rung;
+use verdict::Verdict;
 
 use super::Absent;
 use super::answer::Answer;
 use super::call::Prepared;
 use super::group::{Lacking, Waiting};
-use super::lane::{Ended, Fate, Lane, Sent};
+use super::lane::{Ended, Lane, Sent};
 use super::link::{Attempt, Link, NoSlot, Reserved};
 use super::port::{Port, Queued};
 use crate::error::{BusError, CallError, ConnectError, Executed};
@@ -79,13 +81,6 @@ enum State {
 unsafe impl Send for Flight {}
 // SAFETY: nothing is done through a shared reference.
 unsafe impl Sync for Flight {}
-
-/// What to do after a call's end without an answer.
-enum Verdict {
-    Fail(BusError),
-    /// It did not run and another owner has the name: send it there.
-    Resend,
-}
 
 impl Flight {
     #[inline(always)]
@@ -569,31 +564,6 @@ impl Flight {
             ConnectError::ForkedHandle => CallError::ForkedHandle { executed },
             ConnectError::NoMemory => CallError::NoMemory { executed },
             reason => CallError::Unreachable { reason: Box::new(reason), executed },
-        })
-    }
-}
-
-impl Verdict {
-    /// Of a call that found its lane at its end before it was sent there.
-    fn unsent(fate: Fate) -> Verdict {
-        let executed = Executed::No;
-        match fate {
-            Fate::Open | Fate::Dying => Verdict::Fail(CallError::OwnerDied { executed }),
-            Fate::Lost => Verdict::Fail(CallError::Disconnected { executed }),
-            fate => Verdict::of(fate, executed),
-        }
-    }
-
-    fn of(fate: Fate, executed: Executed) -> Verdict {
-        let not_begun = executed == Executed::No;
-        Verdict::Fail(match fate {
-            Fate::Replaced if not_begun => return Verdict::Resend,
-            Fate::Replaced | Fate::Unpublished => CallError::Unpublished { executed },
-            Fate::OwnerDied => CallError::OwnerDied { executed },
-            Fate::Broken => CallError::ProtocolViolation { executed },
-            Fate::Closed => CallError::Cancelled { executed },
-            // The process lives and may still run what it has not begun.
-            Fate::Lost | Fate::Open | Fate::Dying => CallError::Disconnected { executed: Executed::Unknown },
         })
     }
 }

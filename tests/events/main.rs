@@ -7,6 +7,7 @@ mod basics;
 mod ends;
 mod lag;
 mod mixed;
+mod users;
 mod watched;
 
 use support::*;
@@ -27,6 +28,7 @@ fn role() {
         "subscriber" => subscribe(&arguments),
         "hundred" => subscribe_often(&arguments),
         "readers" => read_pages(&arguments),
+        "stranger" => users::subscribe_as_stranger(&arguments[0]),
         "liar" => lag::lie(&arguments),
         "forker" => ends::fork_between(&arguments[0]),
         other => panic!("no role `{other}`"),

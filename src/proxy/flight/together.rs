@@ -17,25 +17,36 @@ pub(crate) struct Rung {
     sent: Sent,
 }
 
+impl Rung {
+    /// Whether the owner has to be woken.
+    pub fn has_rung(&self) -> bool {
+        self.sent.rang
+    }
+}
+
 impl Flight {
-    /// Puts the request into the ring, to be followed by [`ring_like`](Self::ring_like). `false`: it would have to wait.
-    pub fn put(&mut self, link: &Arc<Link>, request: &mut Prepared) -> Result<bool, BusError> {
+    /// Puts the request into the ring, to be followed by [`ring_like`](Self::ring_like). On
+    /// which lane, only to be compared; `None`: it would have to wait.
+    pub fn put(&mut self, link: &Arc<Link>, request: &mut Prepared) -> Result<Option<*const Lane>, BusError> {
         match self.state {
-            State::Unsent if self.is_out() => return Ok(false),
+            State::Unsent if self.is_out() => return Ok(None),
             State::Unsent => self.start_clock(request.timeout_ns),
-            State::Out { .. } | State::Ended => return Ok(true),
+            State::Out { .. } | State::Ended => {
+                return Ok(Some(self.place(link).map_or(ptr::null(), |(lane, ..)| ptr::from_ref(lane))));
+            }
         }
         loop {
             let (port, slot) = match link.reserve() {
                 Ok(reserved) => reserved,
                 Err(NoSlot::Full) if request.immediate => return Err(overloaded()),
-                Err(_) => return Ok(false),
+                Err(_) => return Ok(None),
             };
             // SAFETY: we hold the slot until the call ends.
-            match self.put_into(link, request, port, slot, unsafe { port.lane() }) {
+            let lane = unsafe { port.lane() };
+            match self.put_into(link, request, port, slot, lane) {
                 Ok(()) => {
                     self.state = State::Out { port: NonNull::from(port), slot, sent: Sent { rang: false } };
-                    return Ok(true);
+                    return Ok(Some(Arc::as_ptr(lane)));
                 }
                 Err(Verdict::Fail(error)) => return Err(error),
                 Err(Verdict::Resend) => {}
