@@ -51,13 +51,10 @@ fn take(mut all: Vec<Events<u64>>) {
 }
 
 fn main() {
-    match Role::of_this_process() {
-        Some(role) => {
-            return owner::own(&role, |bus, _| {
-                bus.publish("listeners", Listeners(bus.clone())).expect("the name is free")
-            });
-        }
-        None => {}
+    if let Some(role) = Role::of_this_process() {
+        return owner::own(&role, |bus, _| {
+            bus.publish("listeners", Listeners(bus.clone())).expect("the name is free")
+        });
     }
     let mut suite = Suite::from_args("events");
     for placement in Placement::available() {

@@ -29,7 +29,7 @@ use crate::ring::channel::{ReceiverMemory, SenderMemory};
 use crate::sys::memfd::Mapping;
 use crate::wire::budget::Budget;
 
-pub(crate) use item::{EncodedItem, encode_item};
+pub(crate) use item::EncodedItem;
 pub use offer::ChannelId;
 pub(crate) use offer::{Homed, Place, ReceiveExtra, SendExtra, Upload, claim_receiver, claim_sender};
 pub(crate) use pump::{Pump, StreamUpload};

@@ -152,7 +152,7 @@ fn a_runtime_that_is_shut_down_takes_its_calls_with_it_and_leaves_the_others() {
         drop(spawned);
         owner.tell("open");
         let began = Instant::now();
-        while let Poll::Pending = outlives.as_mut().poll(&mut cx).map(|sum| assert_eq!(sum, Ok(2))) {
+        while outlives.as_mut().poll(&mut cx).map(|sum| assert_eq!(sum, Ok(2))).is_pending() {
             std::thread::park_timeout(PATIENCE);
             assert!(began.elapsed() < PATIENCE, "{flavor}: never woken");
         }

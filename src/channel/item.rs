@@ -26,17 +26,6 @@ pub(crate) struct EncodedItem {
     pub(super) blobs: Blobs,
 }
 
-/// Encodes `value`, a body of at most `limit` bytes; what is large goes into `arena`.
-pub(crate) fn encode_item<T: Serialize + ?Sized>(
-    value: &T,
-    arena: &Arena,
-    limit: u64,
-) -> Result<EncodedItem, Box<EncodeError>> {
-    let mut item = EncodedItem::blank();
-    item.encode(value, arena, limit)?;
-    Ok(item)
-}
-
 impl EncodedItem {
     /// Without a body, to be used again and again.
     pub fn blank() -> EncodedItem {
@@ -49,7 +38,7 @@ impl EncodedItem {
         }
     }
 
-    /// Replaces what it holds.
+    /// Holds `value` from here on, a body of at most `limit` bytes; what is large goes into `arena`.
     #[inline]
     pub fn encode<T: Serialize + ?Sized>(
         &mut self,

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::table::NoHalf;
-use super::{Core, EncodedItem, Ending, Half, encode_item};
+use super::{Core, EncodedItem, Ending, Half};
 use crate::error::Executed;
 use crate::parcels::{LoanList, PackError, Parcels};
 use crate::ring::channel::{ITEM_WORDS, Impossible, ItemHeader, SendEnd, Wanted};
@@ -92,16 +92,7 @@ impl ItemSender {
         Ok(ItemSender { core, state: Mutex::new(state) })
     }
 
-    /// Encodes an item for this receiver, or for others as well.
-    pub fn encode<T: Serialize + ?Sized>(
-        &self,
-        value: &T,
-        limit: u64,
-    ) -> Result<EncodedItem, Box<EncodeError>> {
-        encode_item(value, self.core.parcels.arena(), limit)
-    }
-
-    /// As [`encode`](Self::encode), in place of what `item` holds.
+    /// Encodes an item for this receiver, in place of what `item` holds.
     #[inline]
     pub fn encode_into<T: Serialize + ?Sized>(
         &self,
