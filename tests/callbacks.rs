@@ -152,7 +152,7 @@ fn a_method_calls_its_callers_object_in_another_process() {
     let notes = Notes::default();
     assert_eq!(errand.run(5, notes.clone()).wait(), Ok(5));
     assert_eq!(notes.numbers(), [0, 1, 2, 3, 4]);
-    assert_eq!(notes.holders(), 0, "it went with the call");
+    wait_until("it has gone with the call", || notes.holders() == 0);
 
     let stops = Notes::stopping_at(2);
     assert_eq!(errand.run(5, stops.clone()).wait(), Ok(2));

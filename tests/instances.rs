@@ -271,26 +271,21 @@ fn a_stopped_instance_holds_nobody_up() {
     let [stopped, lives] = instances(&place);
     stopped.stop();
     // It accepts, but answers no handshake.
-    let probe = connecting(&place.bus()).wait().unwrap();
+    let bus = place.bus();
+    let probe = connecting(&bus).wait().unwrap();
     assert_eq!(spread(&probe, 50), BTreeMap::from([(lives.pid(), 50)]));
     let awaited = block_on(connecting(&place.bus())).unwrap();
     assert_eq!(block_on(awaited.process()), Ok(lives.pid()));
     stopped.signal(libc::SIGCONT);
     wait_for_instances(&probe, 2);
     assert_eq!(spread(&probe, 50).len(), 2);
-    // And when it stops in the middle, one call waits for it, and the others go elsewhere.
+    // And when it stops in the middle, a call waits for it, and the others go elsewhere.
+    let bound = connecting(&bus).pid(stopped.pid()).wait().unwrap();
     stopped.stop();
-    let call = || {
-        let probe = probe.clone();
-        std::thread::spawn(move || probe.process().wait())
-    };
-    let calls: Vec<_> = (0..4).map(|_| call()).collect();
-    wait_until("all but those for the stopped one are answered", || {
-        calls.iter().filter(|call| !call.is_finished()).count() <= 2
-    });
+    let waits = bound.process().started();
     assert_eq!(spread(&probe, 50), BTreeMap::from([(lives.pid(), 50)]));
     stopped.signal(libc::SIGCONT);
-    assert!(calls.into_iter().all(|call| call.join().unwrap().is_ok()));
+    assert_eq!(waits.wait(), Ok(stopped.pid()));
 }
 
 #[test]

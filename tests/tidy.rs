@@ -17,7 +17,7 @@ const FUNCTION_LINES_MAX: usize = 70;
 
 /// Where `unsafe` may stand in the library: the kernel, the ring, the arena, and two places that write where a peer will read.
 /// Everything else is safe code on top of these.
-const UNSAFE_ALLOWED: [&str; 25] = [
+const UNSAFE_ALLOWED: [&str; 26] = [
     "src/sys",
     "src/ring",
     "src/sync.rs",
@@ -38,6 +38,8 @@ const UNSAFE_ALLOWED: [&str; 25] = [
     "src/proxy/flight",
     "src/proxy/call.rs",
     "src/proxy/answer.rs",
+    // A runtime watches a descriptor by its number.
+    "src/proxy/lane/notify.rs",
     // Rings are made over fresh mappings.
     "src/bus/connect.rs",
     "src/owner/listener.rs",

@@ -302,6 +302,9 @@ fn sockets(built: &mut Built) {
             ("end", (parcels::MESSAGE_MAX as u64, 0)),
         ],
     );
+}
+
+fn schemas(built: &mut Built) {
     let tokens = [
         Token::Primitive,
         Token::Option,
@@ -334,6 +337,7 @@ fn the_document_says_what_the_code_does() {
     meta_words(&mut built);
     enums(&mut built);
     sockets(&mut built);
+    schemas(&mut built);
     let documented = documented();
     for (fact, numbers) in &built.0 {
         assert_eq!(documented.get(fact), Some(numbers), "{fact:?} in docs/layout.md");
