@@ -33,10 +33,10 @@ use crate::wire::errors::OwnError;
 /// # let _published = bus.publish("math", Math)?;
 /// let math: MathProxy = bus.proxy("math").wait()?;
 /// let mut batch = Batch::new();
-/// for round in 1..=3 {
-///     batch.extend((0..64).map(|exponent| math.pow(f64::from(round), f64::from(exponent))));
+/// for _round in 0..3 {
+///     batch.extend((0..64).map(|exponent| math.pow(2.0, f64::from(exponent))));
 ///     for (exponent, power) in (0..).zip(batch.wait()) { // or `batch.join().await`
-///         assert_eq!(power?, f64::from(round).powi(exponent));
+///         assert_eq!(power?, 2_f64.powi(exponent));
 ///     }
 /// }
 /// # Ok(()) }
