@@ -98,7 +98,10 @@ impl ItemHeader {
     pub fn unpack(word: u64) -> Option<ItemHeader> {
         let header = ItemHeader { len: word as u32, lent: (word >> 32) as u16, flags: (word >> 48) as u16 };
         let is_known = header.flags & !Self::KNOWN == 0 && header.has(Self::PRESENT);
-        (is_known && header.words() <= ITEM_WORDS as u64).then_some(header)
+        // The end is no item: what it says stands behind its header, and is nothing else.
+        let is_plain = header.lent == 0 && !header.has(Self::SPILLED | Self::MISSED);
+        let is_sound = is_known && (is_plain || !header.has(Self::END));
+        (is_sound && header.words() <= ITEM_WORDS as u64).then_some(header)
     }
 
     #[inline(always)]

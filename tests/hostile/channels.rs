@@ -114,7 +114,7 @@ fn row_28_a_sender_of_impossible_items_is_cut_off() {
     let owned = owned();
     let header = |len: u64, lent: u64, flags: u64| len | lent << 32 | flags << 48;
     let far = loan(1, 77, 0, 8);
-    let impossible: [(u64, &[u8]); 8] = [
+    let impossible: [(u64, &[u8]); 11] = [
         (header(8, 0, 0), &[]),
         (header(8, 0, 1 | 32), &[]),
         (header(4_096, 0, 1), &[]),
@@ -123,6 +123,9 @@ fn row_28_a_sender_of_impossible_items_is_cut_off() {
         (header(0, 1, 1), &far),
         (header(8, 0, 3), &far),
         (header(9, 0, 3), &far),
+        (header(u32::MAX.into(), 0, 1 | 2 | 8), &far),
+        (header(8, 0, 1 | 4 | 8), &[]),
+        (header(8, 1, 1 | 8), &far),
     ];
     for (number, (header, rest)) in impossible.into_iter().enumerate() {
         let mut caller = owned.caller();
