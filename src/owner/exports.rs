@@ -22,6 +22,7 @@ use crate::bus::{self, BusInner};
 use crate::engine::{Engine, Source, Token};
 use crate::error::{BusError, CallError, Executed};
 use crate::handshake::{FEATURES, LAYOUT, MESSAGE_MAX, Message, Welcome};
+use crate::job::{self, Job};
 use crate::object::MethodTable;
 use crate::panics::contain;
 use crate::parcels::{CALLBACKS, Parcels};
@@ -150,16 +151,25 @@ impl ExportTable {
     }
 
     /// Lets go of what the owner has dropped.
-    pub fn sweep(&self) {
+    pub fn sweep(&self, engine: &'static Engine) {
         let dropped = std::mem::take(&mut self.0.lock().dropped);
-        drop(dropped);
+        if !dropped.is_empty() {
+            let_go(engine, dropped);
+        }
     }
 
     /// The connection has ended.
-    fn clear(&self) {
+    fn clear(&self, engine: &'static Engine) {
         let present = std::mem::take(&mut *self.0.lock());
-        drop(present);
+        if !present.by_number.is_empty() {
+            let_go(engine, present);
+        }
     }
+}
+
+/// Drops what may be the last of the user's objects where code of the user's may take its time: not on the watcher's thread.
+fn let_go(engine: &'static Engine, objects: impl Send + 'static) {
+    Job::new(engine, Box::pin(async move { drop(objects) })).start(&job::Runtime::default());
 }
 
 impl Present {
@@ -224,7 +234,7 @@ impl Exports {
             greeter.end();
             home.close(CLOSING);
             if let Some(exports) = &home.exports {
-                exports.clear();
+                exports.clear(home.engine);
             }
         }
     }

@@ -1,8 +1,9 @@
 //! Callbacks with one side hostile: the caller who gives objects along (faults 28 to 30 and 35), or the owner who calls them.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use objbus::{Blob, CallError, Proxy};
@@ -350,4 +351,56 @@ fn an_owner_that_floods_is_told_to_come_later_and_no_more_runs_than_may() {
     }
     let (_owner, _errand, tally) = given.end();
     assert_eq!(tally.0.load(Ordering::SeqCst), 5 * 50 * SLOTS);
+}
+
+/// Does not go before it may.
+struct Reluctant {
+    tally: Tally,
+    goes: Sender<()>,
+    may_go: Mutex<Receiver<()>>,
+}
+
+impl Progress for Reluctant {
+    fn at(&self, done: u32) -> Result<bool, Lost> {
+        self.tally.at(done)
+    }
+
+    fn turn(&self, text: &str, blob: Blob) -> Result<(String, Blob), Lost> {
+        self.tally.turn(text, blob)
+    }
+
+    fn context(&self) -> Result<(u32, bool), Lost> {
+        self.tally.context()
+    }
+}
+
+impl Drop for Reluctant {
+    fn drop(&mut self) {
+        let _ = self.goes.send(());
+        let _ = self.may_go.lock().unwrap().recv();
+    }
+}
+
+/// An owner says when it drops what it was given: the news of others are heard while that takes its time to go.
+#[test]
+fn row_26_an_object_that_blocks_when_dropped_holds_nobody_else_up() {
+    let place = place();
+    let owner = start("errand", &[place.text()]);
+    owner.expect("ready");
+    let bus = place.bus();
+    let connect = || -> ErrandProxy { bus.proxy("errand").call_timeout(PATIENCE).wait().unwrap() };
+    let reluctant = || {
+        let ((goes, going), (let_go, may_go)) = (channel(), channel());
+        (Reluctant { tally: Tally::default(), goes, may_go: Mutex::new(may_go) }, going, let_go)
+    };
+    let errand = connect();
+    let (dropped, going, let_go) = reluctant();
+    assert_eq!(errand.keep(dropped).wait(), Ok(1));
+    errand.drop_kept().wait().unwrap();
+    going.recv_timeout(PATIENCE).expect("the owner has dropped it");
+    let (ended, ending, let_end) = reluctant();
+    assert_eq!(errand.keep(ended).wait(), Ok(1));
+    drop((owner, errand));
+    ending.recv_timeout(PATIENCE).expect("the connection has ended");
+    drop((let_go, let_end));
 }

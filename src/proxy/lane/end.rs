@@ -6,7 +6,6 @@ use std::sync::{Arc, Weak};
 use super::{Fate, Lane, Orphans};
 use crate::channel::Ending;
 use crate::engine::Engine;
-use crate::owner::exports::ExportTable;
 use crate::parcels::Resident;
 use crate::ring::caller::Look;
 use crate::ring::layout::{BROKEN, CLOSING, REPLACED, SLOTS};
@@ -136,7 +135,7 @@ impl Resident for Lane {
         self.wake_tasks();
         // What the owner has dropped goes here, where no lock is held.
         if let Some(home) = self.exports.present() {
-            home.exports.iter().for_each(ExportTable::sweep);
+            home.exports.iter().for_each(|exports| exports.sweep(self.engine));
         }
     }
 
