@@ -15,7 +15,7 @@ mod receiver;
 mod sender;
 mod table;
 
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 
@@ -23,9 +23,10 @@ use parking_lot::Mutex;
 
 use crate::blob::limit::{Charge, NoMemory};
 use crate::error::{BusError, CallError, Executed};
-use crate::parcels::Parcels;
+use crate::parcels::{PackError, Parcels};
 use crate::park::wake_all;
 use crate::ring::channel::{ReceiverMemory, SenderMemory};
+use crate::sys::fd::Fd;
 use crate::sys::memfd::Mapping;
 use crate::wire::budget::Budget;
 
@@ -100,6 +101,8 @@ pub(crate) struct Core {
     /// A [`SenderMemory`] or a [`ReceiverMemory`], and the other once the peer has sent it.
     mine: Mapping,
     theirs: OnceLock<Mapping>,
+    /// The peer has heard of the channel.
+    is_told: AtomicBool,
     ending: AtomicU8,
     arm: AtomicU32,
     /// Woken when there is something to take, or room.
@@ -120,6 +123,7 @@ impl Core {
             id,
             parcels: Arc::clone(parcels),
             mine,
+            is_told: AtomicBool::new(theirs.is_some()),
             theirs: theirs.map_or_else(OnceLock::new, OnceLock::from),
             ending: AtomicU8::new(Ending::Open as u8),
             arm: AtomicU32::new(0),
@@ -171,6 +175,20 @@ impl Core {
         let forgotten = [self.waker.lock().take(), self.at_end.lock().take()];
         // Without the locks: with it may go the last of a task.
         drop(forgotten);
+    }
+
+    /// Offers our half, `memory`, to the owner.
+    fn offer(&self, half: Half, memory: &Fd) -> Result<(), PackError> {
+        self.parcels.offer(self.id, half, memory)?;
+        self.is_told.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Tells the peer, if it has heard of the channel, that we have let go of our end.
+    fn tell_end(&self) {
+        if self.is_told.load(Ordering::Relaxed) {
+            self.parcels.send_channel_end(self.id);
+        }
     }
 
     fn wake_peer(&self) {

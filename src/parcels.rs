@@ -357,14 +357,9 @@ impl Parcels {
     pub fn tell_callback(&self, number: u32, is_kept: bool) {
         let mut message = [if is_kept { CALLBACK_KEPT } else { CALLBACK_DROPPED }; 5];
         message[1..].copy_from_slice(&number.to_le_bytes());
-        let is_over = self.is_over.load(Ordering::SeqCst);
-        if !is_over && socket::send(&self.socket, &message, &[]) == Err(Errno::AGAIN) && !is_kept {
-            let this = Weak::clone(&self.this);
-            self.engine.alarm(clock::now_ns() + REST_NS, move |_| {
-                if let Some(this) = this.upgrade() {
-                    this.tell_callback(number, is_kept);
-                }
-            });
+        match is_kept {
+            true => _ = socket::send(&self.socket, &message, &[]),
+            false => self.send_or_later(message),
         }
     }
 

@@ -97,6 +97,7 @@ impl<T: DeserializeOwned> Stream<T> {
 
     /// The next value, and how many were left out before it.
     pub(crate) fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<(u64, T), BusError>>> {
+        self.leave_to_parent();
         let State::Live(live) = &mut self.state else { return Poll::Ready(self.last_word()) };
         let Homed { end, home } = &mut **live;
         match end.poll(&**home, cx) {
@@ -107,11 +108,22 @@ impl<T: DeserializeOwned> Stream<T> {
 
     /// The same, waiting on this thread.
     pub(crate) fn wait_item(&mut self, deadline_ns: u64) -> Option<Result<(u64, T), BusError>> {
+        self.leave_to_parent();
         let State::Live(live) = &mut self.state else { return self.last_word() };
         let Homed { end, home } = &mut **live;
         match end.wait(&**home, deadline_ns) {
             Ok(taken) => self.given(taken),
             Err(_timed_out) => Some(Err(CallError::DeadlineExceeded { executed: Executed::Unknown })),
+        }
+    }
+
+    /// In a forked child it fails: its memory is the parent's, and not mapped here.
+    #[inline(always)]
+    fn leave_to_parent(&mut self) {
+        if let State::Live(live) = &self.state
+            && live.end.is_inherited()
+        {
+            self.state = State::Failed(Box::new(CallError::ForkedHandle { executed: Executed::No }));
         }
     }
 

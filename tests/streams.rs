@@ -10,7 +10,7 @@ mod support;
 use numbers::*;
 use probe::Random;
 use shelf::{is_pattern, pattern};
-use support::system::expect_quick;
+use support::system::{exit_code, expect_quick, fork};
 use support::*;
 
 use std::sync::Arc;
@@ -43,8 +43,30 @@ fn role() {
                 .wait();
             unreachable!("the upload never ends");
         }
+        "forker" => fork_between(&arguments),
         other => panic!("no role `{other}`"),
     }
+}
+
+/// A child that is forked with a stream in hand has none, by whichever way it asks; the parent goes on with its own.
+fn fork_between(arguments: &[String]) -> ! {
+    let numbers = numbers_of(&bus_at(&arguments[0]));
+    let [mut looked_at, mut awaited, mut kept] =
+        [(); 3].map(|()| numbers.endless().wait().expect("it opens"));
+    for stream in [&mut looked_at, &mut awaited, &mut kept] {
+        assert_eq!(stream.iter().next(), Some(Ok(0)));
+    }
+    let code = exit_code(fork(|| {
+        let forked = Some(Err(CallError::ForkedHandle { executed: Executed::No }));
+        let is_told = looked_at.wait_next(PATIENCE) == forked && looked_at.iter().next().is_none();
+        let is_told = is_told && block_on(awaited.next()) == forked;
+        drop((looked_at, awaited));
+        i32::from(!is_told)
+    }));
+    assert_eq!(code, 0);
+    assert!(kept.iter().take(10_000).map(Result::unwrap).eq(1..10_001));
+    say("the parent goes on");
+    stay()
 }
 
 fn own(arguments: &[String]) -> ! {
@@ -440,4 +462,12 @@ fn streams_work_in_a_runtime() {
         assert_eq!(expected, 10_000);
         assert_eq!(numbers.sum(stream_of(0..10_000_u64), 0).await, Ok(10_000 * 9_999 / 2));
     });
+}
+
+#[test]
+fn row_25_a_forked_childs_streams_fail_and_the_parents_go_on() {
+    let place = place();
+    let _owner = owner(&place);
+    let forker = start("forker", &[place.text()]);
+    forker.expect("the parent goes on");
 }

@@ -110,7 +110,7 @@ impl Extra for ReceiveExtra {
         let home = home_of(lane)?;
         let (mine, fd) = make(size_of::<ReceiverMemory>()).map_err(unsent)?;
         let end = ItemReceiver::new(&lane.parcels, self.id, mine, None).map_err(unentered)?;
-        lane.parcels.offer(self.id, Half::Receiver, &fd).map_err(unsent)?;
+        end.offer(&fd).map_err(unsent)?;
         *self.place.lock() = Some(Homed { end, home });
         Ok(())
     }
@@ -140,7 +140,7 @@ impl<U: Upload> Extra for SendExtra<U> {
         let home = home_of(lane)?;
         let (mine, fd) = make(size_of::<SenderMemory>()).map_err(unsent)?;
         let end = ItemSender::new(&lane.parcels, self.id, mine, None).map_err(unentered)?;
-        lane.parcels.offer(self.id, Half::Sender, &fd).map_err(unsent)?;
+        end.offer(&fd).map_err(unsent)?;
         self.upload.begin(Homed { end, home });
         Ok(())
     }

@@ -8,12 +8,13 @@ use serde::de::DeserializeOwned;
 use super::table::NoHalf;
 use super::{Core, Ending, Half, Home};
 use crate::error::{BusError, CallError, Executed};
-use crate::parcels::{Opened, Parcels, UnpackError};
+use crate::parcels::{Opened, PackError, Parcels, UnpackError};
 use crate::park::Parker;
 use crate::ring::channel::{ITEM_WORDS, Impossible, ItemHeader, TakeEnd};
 use crate::ring::layout::{LOAN_WORDS, Loan};
 use crate::status::Refused;
 use crate::sync::spin_hint;
+use crate::sys::fd::Fd;
 use crate::sys::memfd::Mapping;
 use crate::sys::{clock, cpu};
 use crate::wire::budget::decode_with;
@@ -67,6 +68,17 @@ impl ItemReceiver {
             is_armed: false,
             cpu: u16::MAX,
         })
+    }
+
+    /// Offers it to the owner, with its memory.
+    pub fn offer(&self, memory: &Fd) -> Result<(), PackError> {
+        self.core.offer(Half::Receiver, memory)
+    }
+
+    /// Whether this process was forked from the one that takes: nothing of the memories is to be touched.
+    #[inline(always)]
+    pub fn is_inherited(&self) -> bool {
+        self.core.mine.is_inherited()
     }
 
     /// Whether the sender's half is there; what was sent by now is read.
@@ -339,8 +351,8 @@ impl Drop for ItemReceiver {
         if let Some(end) = ItemReceiver::end(&mut self.end, core) {
             end.close();
         }
-        // Always: the sender may keep what was not taken until it hears of this.
-        core.parcels.send_channel_end(core.id);
+        // The sender may keep what was not taken until it hears of this.
+        core.tell_end();
         core.parcels.channels().leave(core.id);
     }
 }

@@ -15,6 +15,7 @@ use crate::ring::channel::{ITEM_WORDS, Impossible, ItemHeader, SendEnd, Wanted};
 use crate::ring::layout::LOAN_WORDS;
 use crate::status::Refused;
 use crate::sys::cpu;
+use crate::sys::fd::Fd;
 use crate::sys::memfd::Mapping;
 use crate::wire::output::EncodeError;
 
@@ -90,6 +91,11 @@ impl ItemSender {
             cpu: u16::MAX,
         };
         Ok(ItemSender { core, state: Mutex::new(state) })
+    }
+
+    /// Offers it to the owner, with its memory.
+    pub fn offer(&self, memory: &Fd) -> Result<(), PackError> {
+        self.core.offer(Half::Sender, memory)
     }
 
     /// Encodes an item for this receiver, in place of what `item` holds.
@@ -174,7 +180,7 @@ impl Drop for ItemSender {
         let channels = core.parcels.channels();
         let Some(mut end) = state.end.take() else {
             // Nobody has claimed it, as far as is known here.
-            core.parcels.send_channel_end(core.id);
+            core.tell_end();
             return channels.leave(core.id);
         };
         let _checked_later = end.look();

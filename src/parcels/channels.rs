@@ -11,6 +11,9 @@ use crate::engine::Engine;
 use crate::sys::fd::Fd;
 use crate::sys::{clock, fork, socket};
 
+/// Messages that wait for room in the socket: more than all channels of a lane have to say of one that reads it.
+const UNSENT_MAX: usize = 16_384;
+
 impl Parcels {
     pub fn channels(&self) -> &Channels {
         &self.channels
@@ -75,12 +78,17 @@ impl Parcels {
         self.send_or_later(about(CHANNEL_END, id));
     }
 
-    /// Sends a message that must not get lost: where the socket is full, in a while. There are at most two for each channel.
-    fn send_or_later(&self, message: [u8; 5]) {
+    /// Sends a message that must not get lost: where the socket is full, in a while. An honest peer, stopped though it may be, lets
+    /// there be two for each channel at most.
+    pub(super) fn send_or_later(&self, message: [u8; 5]) {
         let mut unsent = self.unsent.lock();
         let is_first = unsent.is_empty();
-        if is_first && socket::send(&self.socket, &message, &[]) != Err(Errno::AGAIN) {
+        if is_first && self.has_sent(&message) {
             return;
+        }
+        if unsent.len() >= UNSENT_MAX {
+            drop(unsent);
+            return self.violated();
         }
         unsent.push_back(message);
         drop(unsent);
@@ -89,13 +97,18 @@ impl Parcels {
         }
     }
 
+    /// Whether nothing is left to be done about a message: it is sent, or nobody will ever read it.
+    fn has_sent(&self, message: &[u8]) -> bool {
+        !matches!(socket::send(&self.socket, message, &[]), Err(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM))
+    }
+
     fn send_later(&self) {
         let this = Weak::clone(&self.this);
         self.engine.alarm(clock::now_ns() + REST_NS, move |_| {
             let Some(this) = this.upgrade() else { return };
             let mut unsent = this.unsent.lock();
             while let Some(message) = unsent.front() {
-                if socket::send(&this.socket, message, &[]) == Err(Errno::AGAIN) {
+                if !this.has_sent(message) {
                     drop(unsent);
                     return this.send_later();
                 }

@@ -274,3 +274,27 @@ fn row_28_an_owner_that_sends_impossible_items_is_cut_off() {
     let items = items.expect("it opens");
     assert!(matches!(items[..], [Ok(5), Err(CallError::ProtocolViolation { .. })]), "{items:?}");
 }
+
+#[test]
+fn row_32_a_receiver_that_is_woken_without_end_and_does_not_read_is_cut_off() {
+    let owned = owned();
+    let mut caller = owned.caller();
+    let (mine, theirs) = open(&mut caller);
+    let (mut arm, mut taken) = (0, 0_u32);
+    wait_until("the owner keeps no more of what is not read", || {
+        // It says that it sleeps, takes a few items, has the owner send as many, and reads none of the wakes for them.
+        for _ in 0..64 {
+            arm += 1;
+            mine.word(0).store(arm, Ordering::SeqCst);
+            let filled = theirs.wide(RING + (taken as usize + 2) % 2048 * 8).load(Ordering::Acquire) != 0;
+            if filled {
+                taken += 2;
+                mine.word(128).store(taken, Ordering::SeqCst);
+                // Full where it is read no more; then the channel's own memory tells.
+                let _ = send(&caller.socket, &about(7, 1), &[]);
+            }
+        }
+        caller.is_broken()
+    });
+    owned.expect_unharmed();
+}
