@@ -14,11 +14,13 @@ use support::frame::fill;
 use support::owner::{self, Owner};
 use support::peer::Role;
 use support::placement::Placement;
-use support::side::{Batch, Each, Pace};
+use support::side::{Batch, Pace};
 use support::suite::Suite;
 
 /// Small items taken between two readings of the clock.
 const ITEMS: u32 = 4096;
+/// Large ones: many more than may be under way, which the sender has ready when a round begins.
+const BLOBS: u32 = 32;
 const LARGE: usize = 1 << 20;
 /// What a small item may take, in exchanges of cache lines.
 const BAR_ITEM: f64 = 0.5;
@@ -72,10 +74,15 @@ fn main() {
         drop(numbers);
 
         let mut blobs = source.blobs().wait().expect("the owner answers");
-        let mut take =
-            Each(|| drop(black_box(blobs.iter().next().expect("there is no end").expect("it lives"))));
+        let take = |blobs_wanted: u32| {
+            for blob in blobs.iter().take(blobs_wanted as usize) {
+                drop(black_box(blob.expect("the owner sends")));
+            }
+        };
         let mut plain = vec![0; LARGE];
-        let mut write = Each(|| fill(black_box(&mut plain), 7));
+        let write = |times: u32| (0..times).for_each(|time| fill(black_box(&mut plain), time as u8));
+        let mut take = Batch { size: BLOBS, run: take };
+        let mut write = Batch { size: BLOBS, run: write };
         let against = (placement, "plain writes");
         suite.hold("blob of 1 MiB, written", against, BAR_BLOB, Pace::HOT, (&mut take, &mut write));
     }

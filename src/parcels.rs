@@ -38,7 +38,7 @@ use crate::sys::notify::Notify;
 use crate::sys::{clock, fork, memfd, socket};
 
 use borrow::Views;
-pub(crate) use borrow::{Opened, Received, UnpackError};
+pub(crate) use borrow::{Back, Opened, Received, UnpackError};
 use lend::Lent;
 pub(crate) use lend::{Copied, LoanList, PackError};
 

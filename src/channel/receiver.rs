@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use super::table::NoHalf;
 use super::{Core, Ending, Half, Home};
 use crate::error::{BusError, CallError, Executed};
-use crate::parcels::{Opened, PackError, Parcels, UnpackError};
+use crate::parcels::{Back, Opened, PackError, Parcels, UnpackError};
 use crate::park::Parker;
 use crate::ring::channel::{ITEM_WORDS, Impossible, ItemHeader, TakeEnd};
 use crate::ring::layout::{LOAN_WORDS, Loan};
@@ -21,8 +21,10 @@ use crate::wire::budget::decode_with;
 
 /// Looks of a task for an item before it waits to be woken: about a round trip between two processors.
 const LOOKS: u32 = 64;
-/// How long a thread looks before it sleeps.
+/// How long a thread looks before it sleeps: twice what it waited for the last item, but no less than this...
 const SPIN_NS: u64 = 50_000;
+/// ... and this at most. Items that come less often are worth a wake.
+const SPIN_MAX_NS: u64 = 400_000;
 /// Looks between two readings of the clock.
 const LOOKS_PER_CLOCK: u32 = 16;
 
@@ -47,6 +49,8 @@ pub(crate) struct ItemReceiver {
     has_ended: bool,
     is_armed: bool,
     cpu: u16,
+    /// How long a thread waited for the last item that was not there.
+    waited_ns: u64,
 }
 
 impl ItemReceiver {
@@ -67,6 +71,7 @@ impl ItemReceiver {
             has_ended: false,
             is_armed: false,
             cpu: u16::MAX,
+            waited_ns: 0,
         })
     }
 
@@ -142,7 +147,7 @@ impl ItemReceiver {
             parcels.discard(spilled, len, lent, inline);
             Err(CallError::TooLarge { limit, size: len, executed: Executed::Yes })
         } else {
-            let opened = parcels.open(spilled, len, lent, inline, |bytes| home.charge(bytes));
+            let opened = parcels.open(spilled, len, lent, inline, Back::AtOnce, |bytes| home.charge(bytes));
             opened.map_err(|error| match error {
                 UnpackError::Violation => CallError::ProtocolViolation { executed: Executed::Unknown },
                 UnpackError::NoMemory | UnpackError::Limit => CallError::NoMemory { executed: Executed::Yes },
@@ -279,10 +284,25 @@ impl ItemReceiver {
         if let Some(taken) = self.try_take(home) {
             return Ok(taken);
         }
+        let since_ns = clock::now_ns();
         if self.may_spin(home) {
-            let until_ns = (clock::now_ns() + SPIN_NS).min(deadline_ns);
+            let until_ns = (since_ns + looking_ns(self.waited_ns)).min(deadline_ns);
             self.spin(|looks| !looks.is_multiple_of(LOOKS_PER_CLOCK) || clock::now_ns() < until_ns);
         }
+        let taken = match self.try_take(home) {
+            Some(taken) => Ok(taken),
+            None => self.park(home, deadline_ns),
+        };
+        self.waited_ns = clock::now_ns() - since_ns;
+        taken
+    }
+
+    #[cold]
+    fn park(
+        &mut self,
+        home: &dyn Home,
+        deadline_ns: u64,
+    ) -> Result<Option<Result<Item, BusError>>, TimedOut> {
         let parker = Parker::new();
         loop {
             self.arm(parker.waker());
@@ -335,6 +355,11 @@ impl ItemReceiver {
             }
         }
     }
+}
+
+/// How long to look, after so long a wait for the last item: as long as items come regularly, past the next.
+fn looking_ns(waited_ns: u64) -> u64 {
+    if waited_ns > SPIN_MAX_NS { SPIN_NS } else { (waited_ns * 2).clamp(SPIN_NS, SPIN_MAX_NS) }
 }
 
 /// Nothing came in time.

@@ -22,7 +22,7 @@ use crate::error::Executed;
 use crate::object::{
     AsyncInvocation, Completed, Handler, Invocation, MethodTable, PooledFuture, RequestBody,
 };
-use crate::parcels::{Opened, UnpackError};
+use crate::parcels::{Back, Opened, UnpackError};
 use crate::ring::layout::{NO_CPU, RESPONSE_BODY, RequestMeta, ResponseMeta};
 use crate::ring::owner::Request;
 use crate::status::{Refused, Status};
@@ -360,7 +360,8 @@ fn output_for(lane: &OwnerLane, request: &Request, one_way: bool) -> Output {
 fn open(lane: &OwnerLane, request: &Request) -> Result<(Opened, Option<Charge>), Refused> {
     let charge = charge_for(lane, request).inspect_err(|_| discard(lane, request))?;
     let (spill, len, lent) = (request.spill(), request.len.into(), request.lent);
-    let opened = lane.parcels.open(spill, len, lent, request.loans(), |bytes| lane.charge(bytes));
+    let copying = |bytes| lane.charge(bytes);
+    let opened = lane.parcels.open(spill, len, lent, request.loans(), Back::AtOnce, copying);
     let opened = opened.map_err(|error| match error {
         UnpackError::Limit => Refused::Overloaded,
         UnpackError::NoMemory => Refused::NoMemory { executed: Executed::No },

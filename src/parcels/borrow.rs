@@ -31,6 +31,16 @@ pub(crate) enum UnpackError {
     Limit,
 }
 
+/// How blobs that a message lends go back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Back {
+    /// With the caller's next request, if that comes soon: what came with an answer.
+    Riding,
+    /// By its bit, at once: what came with an item of a channel. No request need follow, and the sender, which looks before it
+    /// makes the next value, writes that into memory that is warm.
+    AtOnce,
+}
+
 /// What a message carries beside an encoded body in its cell or slot.
 #[derive(Debug, Default)]
 pub(crate) struct Opened {
@@ -73,11 +83,12 @@ impl Parcels {
         len: u64,
         lent: u32,
         inline: impl Iterator<Item = Loan>,
+        back: Back,
         charge: impl FnOnce(u64) -> Result<Charge, NoMemory>,
     ) -> Result<Opened, UnpackError> {
         match spilled {
-            None => Ok(Opened { body: None, blobs: self.borrow_all(inline, charge)? }),
-            Some(loan) => self.open_spilled(loan, len, lent, charge),
+            None => Ok(Opened { body: None, blobs: self.borrow_all(inline, back, charge)? }),
+            Some(loan) => self.open_spilled(loan, len, lent, back, charge),
         }
     }
 
@@ -87,6 +98,7 @@ impl Parcels {
         loan: Loan,
         len: u64,
         lent: u32,
+        back: Back,
         charge: impl FnOnce(u64) -> Result<Charge, NoMemory>,
     ) -> Result<Opened, UnpackError> {
         if table_of(loan, len, lent).is_none() {
@@ -96,9 +108,9 @@ impl Parcels {
         let body =
             self.read(loan).inspect_err(|_| self.discard(Some(loan), len, lent, std::iter::empty()))?;
         // At once: what the peer may have in flight is counted by it, over all its lanes.
-        self.give_back_by_bit(loan);
+        self.give_back(loan);
         let (_, table) = body.split_at(body.len() - lent as usize * LOAN_LEN);
-        let blobs = self.borrow_all(loans_in(table), charge)?;
+        let blobs = self.borrow_all(loans_in(table), back, charge)?;
         Ok(Opened { body: Some(Blob::from(body).slice(..len as usize)), blobs })
     }
 
@@ -116,17 +128,18 @@ impl Parcels {
     fn borrow_all(
         &self,
         mut loans: impl Iterator<Item = Loan>,
+        back: Back,
         charge: impl FnOnce(u64) -> Result<Charge, NoMemory>,
     ) -> Result<Blobs, UnpackError> {
         if self.copies {
             let loans: Vec<_> = loans.collect();
             let copied = self.copy_all(&loans, charge);
-            loans.into_iter().for_each(|loan| self.give_back_by_bit(loan));
+            loans.into_iter().for_each(|loan| self.give_back(loan));
             return copied;
         }
         let mut blobs = Blobs::new();
         while let Some(loan) = loans.next() {
-            match self.borrow(loan) {
+            match self.borrow(loan, back) {
                 Ok(blob) => blobs.push(blob),
                 Err(error) => {
                     loans.for_each(|loan| self.give_back(loan));
@@ -145,10 +158,10 @@ impl Parcels {
 
     /// Borrows one range; gives it back if it cannot. Where arrivals are [copied](Self::copies), not to be called.
     #[inline(always)]
-    pub fn borrow(&self, loan: Loan) -> Result<Blob, UnpackError> {
+    pub fn borrow(&self, loan: Loan, back: Back) -> Result<Blob, UnpackError> {
         let view = self.view(loan.segment).inspect_err(|_| self.give_back(loan))?;
         // Whatever comes of it, its drop gives the range back.
-        Received::new(view, loan).map(Blob::lent).ok_or(UnpackError::Violation)
+        Received::new(view, loan, back).map(Blob::lent).ok_or(UnpackError::Violation)
     }
 
     /// Copies ranges, one that is lent several times once, after `charge` has allowed for all of them: a message may lend the
@@ -238,18 +251,19 @@ impl Parcels {
         drop(closed);
     }
 
-    /// Tells the lender that its memory is not read any more.
-    fn give_back(&self, loan: Loan) {
+    /// Tells the lender with the next request that its memory is not read any more, if that can be.
+    fn give_back_riding(&self, loan: Loan) {
         let rides = self.is_caller
             && self.theirs().wanted.load(Ordering::Relaxed) == 0
             && self.riding.board(loan.lease);
         if rides {
             return self.return_soon();
         }
-        self.give_back_by_bit(loan);
+        self.give_back(loan);
     }
 
-    fn give_back_by_bit(&self, loan: Loan) {
+    /// Tells the lender at once.
+    fn give_back(&self, loan: Loan) {
         if give_back(loan.lease, self.ours(), self.theirs()) {
             self.send_wake();
         } else {
@@ -318,14 +332,15 @@ impl Drop for View {
 pub(crate) struct Received {
     view: ManuallyDrop<Arc<View>>,
     loan: Loan,
+    back: Back,
 }
 
 impl Received {
     /// `None` if the range does not lie in the segment; it is given back then.
     #[inline(always)]
-    fn new(view: Arc<View>, loan: Loan) -> Option<Received> {
+    fn new(view: Arc<View>, loan: Loan, back: Back) -> Option<Received> {
         let is_sound = view.mapped.read(loan.offset, loan.len).is_some();
-        let received = Received { view: ManuallyDrop::new(view), loan };
+        let received = Received { view: ManuallyDrop::new(view), loan, back };
         is_sound.then_some(received)
     }
 
@@ -350,7 +365,10 @@ impl Drop for Received {
             return;
         }
         // Before the view goes: with the last view our direction of the socket may close.
-        self.view.parcels.give_back(self.loan);
+        match self.back {
+            Back::Riding => self.view.parcels.give_back_riding(self.loan),
+            Back::AtOnce => self.view.parcels.give_back(self.loan),
+        }
         // SAFETY: a value is dropped once, and nothing looks at the field after this.
         drop(unsafe { ManuallyDrop::take(&mut self.view) });
     }

@@ -83,7 +83,11 @@ fn freely(bytes: u64) -> Result<Charge, NoMemory> {
 }
 
 fn open(end: &Parcels, loan: Loan) -> Result<Blob, UnpackError> {
-    end.open(None, 0, 1, [loan].into_iter(), freely).map(|mut opened| opened.blobs.remove(0))
+    open_for(end, loan, Back::Riding)
+}
+
+fn open_for(end: &Parcels, loan: Loan, back: Back) -> Result<Blob, UnpackError> {
+    end.open(None, 0, 1, [loan].into_iter(), back, freely).map(|mut opened| opened.blobs.remove(0))
 }
 
 #[test]
@@ -124,6 +128,15 @@ fn a_lease_that_no_request_takes_along_comes_back_all_the_same() {
     drop(open(&caller, lend(&owner, b"a body").unwrap()).unwrap());
     crate::sys::testing::wait_until("it is back", || owner.lent() == (0, 0));
     assert_eq!(ear.violated.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn what_came_with_an_item_waits_for_no_request() {
+    let [caller, owner] = ends();
+    drop(open_for(&caller, lend(&owner, b"an item").unwrap(), Back::AtOnce).unwrap());
+    assert_eq!(caller.take_pending(), 0);
+    owner.collect_if_lent();
+    assert_eq!(owner.lent(), (0, 0));
 }
 
 #[test]
@@ -195,7 +208,7 @@ fn once_it_said_that_it_holds_nothing_an_end_reads_nothing_any_more() {
     let (loan, (body, len, lent)) = (lend(&caller, b"a blob").unwrap(), lend_body(&caller, b"a body", &[]));
     owner.end_calls();
     assert_eq!(
-        owner.open(Some(body), len, lent, std::iter::empty(), freely).unwrap_err(),
+        owner.open(Some(body), len, lent, std::iter::empty(), Back::Riding, freely).unwrap_err(),
         UnpackError::NoMemory
     );
     assert_eq!(open(&owner, loan).unwrap_err(), UnpackError::NoMemory);
@@ -221,7 +234,8 @@ fn what_is_copied_on_arrival_is_charged_before_and_as_long_as_it_is_held() {
     let [caller, owner] = ends_that(true);
     let held = MemoryLimit::new(16);
     let lend_two = || [lend(&caller, b"a blob").unwrap(), lend(&caller, b"another").unwrap()];
-    let mut opened = owner.open(None, 0, 2, lend_two().into_iter(), |sum| held.charge(sum)).unwrap();
+    let mut opened =
+        owner.open(None, 0, 2, lend_two().into_iter(), Back::Riding, |sum| held.charge(sum)).unwrap();
     assert_eq!(
         (held.charged(), &opened.blobs[0][..], &opened.blobs[1][..]),
         (13, &b"a blob"[..], &b"another"[..])
@@ -229,7 +243,7 @@ fn what_is_copied_on_arrival_is_charged_before_and_as_long_as_it_is_held() {
     let part = opened.blobs.pop().unwrap().slice(1..2);
     drop(opened);
     assert_eq!((held.charged(), &part[..]), (7, &b"n"[..]));
-    let refused = owner.open(None, 0, 2, lend_two().into_iter(), |sum| held.charge(sum));
+    let refused = owner.open(None, 0, 2, lend_two().into_iter(), Back::Riding, |sum| held.charge(sum));
     assert_eq!(refused.unwrap_err(), UnpackError::Limit);
     drop(part);
     caller.collect();
@@ -242,13 +256,15 @@ fn a_range_lent_many_times_in_a_message_is_copied_once() {
     let held = MemoryLimit::new(6);
     let chunk = lend(&caller, b"a blob").unwrap();
     let loans = (0..crate::ring::layout::LEASES as u32).map(|i| Loan { lease: chunk.lease + i, ..chunk });
-    let opened = owner.open(None, 0, loans.len() as u32, loans.clone(), |sum| held.charge(sum)).unwrap();
+    let opened =
+        owner.open(None, 0, loans.len() as u32, loans.clone(), Back::Riding, |sum| held.charge(sum)).unwrap();
     assert_eq!((opened.blobs.len(), held.charged()), (loans.len(), 6));
     assert!(opened.blobs.iter().all(|blob| blob.as_ptr() == opened.blobs[0].as_ptr()));
     // Of ranges that differ all count, and their sum does not wrap.
     let long = [u64::MAX, u64::MAX - 1].map(|len| Loan { len, ..chunk });
-    let refused =
-        owner.open(None, 0, 2, long.into_iter(), |sum| held.charge(sum).inspect(|_| panic!("{sum}")));
+    let refused = owner.open(None, 0, 2, long.into_iter(), Back::Riding, |sum| {
+        held.charge(sum).inspect(|_| panic!("{sum}"))
+    });
     assert_eq!(refused.unwrap_err(), UnpackError::Limit);
 }
 

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use super::call::MethodName;
 use super::link::Link;
 use crate::error::{BusError, CallError, Executed};
-use crate::parcels::{Opened, UnpackError};
+use crate::parcels::{Back, Opened, UnpackError};
 use crate::proxy::lane::Lane;
 use crate::ring::caller::ResponseWords;
 use crate::ring::layout::{RESPONSE_BODY, ResponseMeta, len_with_loans};
@@ -70,7 +70,7 @@ impl Answer {
             return self.open_all(link, lane, slot, head);
         }
         let loan = lane.ring.response_loan(slot, len, &mut self.words);
-        match lane.parcels.borrow(loan) {
+        match lane.parcels.borrow(loan, Back::Riding) {
             Ok(blob) => {
                 self.opened = Some(Opened { body: None, blobs: Blobs::from_buf([blob]) });
                 Ok(())
@@ -104,7 +104,7 @@ impl Answer {
             return Err(CallError::TooLarge { limit, size, executed });
         }
         let charge = |bytes| link.bus.copies_held.charge(bytes);
-        match lane.parcels.open(spilled, size, lent, inline, charge) {
+        match lane.parcels.open(spilled, size, lent, inline, Back::Riding, charge) {
             Ok(opened) => {
                 self.opened = Some(opened);
                 Ok(())
