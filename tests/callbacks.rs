@@ -316,6 +316,19 @@ fn what_is_kept_is_called_until_it_is_dropped_or_the_connection_ends() {
 }
 
 #[test]
+fn a_stream_calls_back_until_it_is_dropped() {
+    let place = place();
+    let (_owner, errand) = owner(&place);
+    let (even, odd) = (Notes::default(), Notes::default());
+    let mut asked = errand.asked(even.clone(), Some(odd.clone())).wait().unwrap();
+    // More than may be under way when the call is answered.
+    asked.iter().take(4000).for_each(|said| assert_eq!(said, Ok(Ok(true))));
+    assert!(even.numbers().len() >= 2000 && odd.numbers().len() >= 2000);
+    drop(asked);
+    wait_until("nobody can call them any more", || even.holders() + odd.holders() == 0);
+}
+
+#[test]
 fn a_thread_of_the_owners_own_calls_back() {
     let place = place();
     let (_owner, errand) = owner(&place);

@@ -165,6 +165,12 @@ pub(super) struct Claim {
 }
 
 impl Claim {
+    fn keep(&self) {
+        if !self.is_kept.swap(true, Ordering::AcqRel) {
+            self.tell(true);
+        }
+    }
+
     fn tell(&self, is_kept: bool) {
         if let Some(parcels) = self.parcels.upgrade()
             && !fork::forked_since(self.generation)
@@ -210,6 +216,11 @@ impl<P: Proxy> CalledBack<P> {
         &self.proxy
     }
 
+    /// Has the caller keep it beyond the answer: the stream that the method returned may call it until it ends.
+    pub fn keep(&self) {
+        self.claim.keep();
+    }
+
     /// A proxy of one's own, to be kept.
     pub fn to_owned(&self) -> P {
         P::from_handle(self.proxy.handle().clone())
@@ -225,8 +236,8 @@ impl<'de, P: Proxy> Deserialize<'de> for CalledBack<P> {
 impl<P> Drop for CalledBack<P> {
     fn drop(&mut self) {
         // Ours and that of the proxy beside it; who has no other cannot make one now.
-        if Arc::strong_count(&self.claim) > 2 && !self.claim.is_kept.swap(true, Ordering::AcqRel) {
-            self.claim.tell(true);
+        if Arc::strong_count(&self.claim) > 2 {
+            self.claim.keep();
         }
     }
 }

@@ -4,7 +4,8 @@
 use std::sync::Mutex;
 use std::sync::mpsc::channel;
 
-use objbus::{Blob, Bus, BusError, CallContext};
+use objbus::futures_core::Stream;
+use objbus::{Blob, Bus, BusError, CallContext, stream_of};
 use serde::{Deserialize, Serialize};
 
 use super::{bus_at, hear, say};
@@ -80,6 +81,15 @@ impl Errand {
 
     pub fn perhaps(&self, progress: Option<&(dyn Progress + Sync)>) -> Result<Option<u32>, Lost> {
         progress.map(|progress| count(3, progress)).transpose()
+    }
+
+    /// Asks them in turn, as long as somebody takes what they say.
+    pub fn asked(
+        &self,
+        first: &(dyn Progress + Sync),
+        second: Option<&(dyn Progress + Sync)>,
+    ) -> impl Stream<Item = Result<bool, Lost>> {
+        stream_of((0..).map(move |done| second.filter(|_| done % 2 == 1).unwrap_or(first).at(done)))
     }
 
     pub fn turn(&self, progress: &dyn Progress, text: &str, blob: Blob) -> Result<(String, Blob), Lost> {

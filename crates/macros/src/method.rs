@@ -213,8 +213,18 @@ impl Method {
 
     /// As [`handler`](Self::handler), of a method that returns a stream.
     fn streaming(&self, spec: &TokenStream, call: &TokenStream) -> TokenStream {
-        let holders = (0..self.arguments.len()).map(|index| format_ident!("argument_{index}"));
+        let holders: Vec<Ident> =
+            (0..self.arguments.len()).map(|index| format_ident!("argument_{index}")).collect();
         let wires = self.arguments.iter().map(|argument| argument.received.wire());
+        let keeps = self.arguments.iter().zip(&holders).filter_map(|(argument, holder)| {
+            argument.received.callback()?;
+            let is_optional = argument.received.is_optional();
+            Some(if is_optional {
+                quote!(#holder.iter().for_each(::objbus::__private::CalledBack::keep);)
+            } else {
+                quote!(#holder.keep();)
+            })
+        });
         let call = if self.is_async { quote!(#call.await) } else { call.clone() };
         let stream = if self.returns.is_result() {
             let into_result =
@@ -238,6 +248,7 @@ impl Method {
                     };
                     let ::core::option::Option::Some(opening) = opening.claim(channel) else { return };
                     let stream = #stream;
+                    #(#keeps)*
                     opening.pump(stream).await
                 }
             });
