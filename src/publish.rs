@@ -273,7 +273,7 @@ impl fmt::Debug for Published {
     }
 }
 
-/// Ends when a withdrawn object's running methods have: await it, or [`wait`](Shutdown::wait).
+/// Ends when a withdrawn object's running methods have, and its streams, which are dropped at their next await: await it, or [`wait`](Shutdown::wait).
 #[must_use = "await it, or wait for it"]
 pub struct Shutdown {
     hosted: Arc<Hosted>,

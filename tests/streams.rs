@@ -79,6 +79,10 @@ fn own(arguments: &[String]) -> ! {
         match hear().as_str() {
             "open" => gate.open(),
             "withdraw" => drop(published.take()),
+            "shut down" => {
+                let ended = published.take().expect("it is published").shutdown().wait(PATIENCE);
+                say(format!("ended: {ended}, left: {}", counts.alive()));
+            }
             "await none" => {
                 wait_until("no stream is left", || counts.alive() == 0);
                 say("none");
@@ -273,6 +277,17 @@ fn row_3_a_killed_uploader_is_told_to_the_method_after_what_it_sent() {
     uploader.kill();
     let said = owner.hear();
     assert!(said.ends_with("and then Disconnected { executed: Unknown }"), "{said}");
+}
+
+#[test]
+fn a_shutdown_waits_for_streams() {
+    let place = place();
+    let mut owner = owner(&place);
+    let numbers = numbers_of(&place.bus());
+    let mut streams: Vec<_> = (0..8).map(|_| numbers.endless().wait().unwrap()).collect();
+    streams.iter_mut().for_each(|stream| assert_eq!(stream.iter().next(), Some(Ok(0))));
+    owner.tell("shut down");
+    owner.expect("ended: true, left: 0");
 }
 
 #[test]

@@ -19,6 +19,7 @@ use super::table::{Handler, MethodSpec, MethodTable, asynchronous};
 use crate::channel::{Homed, ItemSender, Pump, claim_sender};
 use crate::job::{Job, Runtime};
 use crate::owner::context::{self, CallContext, Served};
+use crate::owner::hosted::Hosted;
 use crate::owner::respond::panicked;
 
 /// What the call is to be answered with.
@@ -174,8 +175,12 @@ where
     let shared = Arc::new(Shared::default());
     let (engine, runtime) = (served.lane.object.engine, runtime_of(&served));
     let opening = Opening { shared: Arc::clone(&shared) };
-    let doing =
-        Serving { served, shared: Arc::clone(&shared), doing: Some(Box::pin(code(request, opening))) };
+    let doing = Serving {
+        _running: Running::new(&served.lane.object),
+        served,
+        shared: Arc::clone(&shared),
+        doing: Some(Box::pin(code(request, opening))),
+    };
     let job = Job::new(engine, Box::pin(doing));
     // Here, as any method runs; what comes after the answer goes on elsewhere.
     job.poll_here();
@@ -201,6 +206,23 @@ struct Serving<R> {
     served: Served,
     shared: Arc<Shared>,
     doing: Option<Pin<Box<R>>>,
+    _running: Running,
+}
+
+/// Counts as running, so that who withdraws the object can wait for it.
+struct Running(Arc<Hosted>);
+
+impl Running {
+    fn new(object: &Arc<Hosted>) -> Running {
+        object.begin_background();
+        Running(Arc::clone(object))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.end_background();
+    }
 }
 
 impl<R: Future<Output = ()>> Serving<R> {
@@ -214,7 +236,7 @@ impl<R: Future<Output = ()>> Serving<R> {
     }
 
     fn poll_doing(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Serving { served, shared, doing } = self;
+        let Serving { served, shared, doing, .. } = self;
         let Some(future) = doing.as_mut() else { return Poll::Ready(()) };
         if shared.has_told() {
             // The deadline was that of the answer.

@@ -336,7 +336,7 @@ impl Hosted {
         self.lanes.lock().len()
     }
 
-    /// Counts a one-way call that begins to run.
+    /// Counts what begins to run and is no call that is answered at its end: a one-way call, or a stream.
     pub fn begin_background(&self) {
         self.background.fetch_add(1, Ordering::AcqRel);
     }
