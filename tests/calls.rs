@@ -303,6 +303,33 @@ fn a_call_past_its_time_out_is_cancelled() {
     assert!(matches!(none, Ok(2) | Err(CallError::DeadlineExceeded { .. })), "{none:?}");
 }
 
+/// A lane has one alarm for the calls that wait there: set for a later deadline it is set for an earlier one instead, and then for
+/// those that are left.
+#[test]
+fn each_awaited_call_ends_at_its_own_deadline() {
+    let place = place();
+    let _owner = owner(&place, &[]);
+    let proxy = probe(&place);
+    let began = Instant::now();
+    let mut waiting: Vec<_> = [20_000, 300, 100]
+        .map(Duration::from_millis)
+        .map(|span| (proxy.held_quietly(0).timeout(span), span))
+        .into();
+    block_on(std::future::poll_fn(|cx| {
+        waiting.retain_mut(|(call, span)| match Pin::new(call).poll(cx) {
+            Poll::Pending => true,
+            Poll::Ready(result) => {
+                assert!(matches!(result, Err(CallError::DeadlineExceeded { .. })), "{result:?}");
+                assert!(began.elapsed() >= *span);
+                false
+            }
+        });
+        if waiting.len() == 1 { Poll::Ready(()) } else { Poll::Pending }
+    }));
+    assert_eq!(waiting[0].1, Duration::from_secs(20), "it has waited with the others");
+    assert!(began.elapsed() < Duration::from_secs(20), "the others have waited with it");
+}
+
 #[test]
 fn a_one_way_call_runs_though_its_sender_is_gone() {
     let place = place();

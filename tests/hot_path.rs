@@ -1,5 +1,6 @@
 //! A hot call with small arguments allocates nothing and makes no system call, in either process, whether its method is
-//! plain or async. Nor does memory that is allocated and dropped again, or lent with an answer, but to give it back in time.
+//! plain or async; one whose task has to wait allocates nothing either. Nor does memory that is allocated and dropped again, or lent
+//! with an answer, but to give it back in time.
 //!
 //! Other processes take the processors away at any time, and whoever is woken after that has made a system call. So calls
 //! are made in small windows, and one window without anything is the proof: what a call does by itself is in all of them.
@@ -10,8 +11,13 @@ use support::*;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::Read;
+use std::pin::pin;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::task::{Context, Poll, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use objbus::{Blob, Bus, MethodTable, Untyped};
 
@@ -53,6 +59,12 @@ impl Hot {
     /// A plain method.
     pub fn plain(&self, x: f64, y: f64, name: &str) -> f64 {
         x.powf(y) + name.len() as f64
+    }
+
+    /// One that takes longer than a task looks for its answer.
+    pub fn long(&self) {
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_micros(50) {}
     }
 
     /// An async one.
@@ -105,11 +117,24 @@ fn window(bus: &Bus, hot: &HotProxy, kind: &str) {
         match kind {
             "plain" => assert_eq!(hot.plain(2.0, 10.0, "four").wait(), Ok(1028.0)),
             "async" => assert_eq!(hot.awaited(2.0, 10.0, "four").wait(), Ok(1028.0)),
+            "waits" => assert_eq!(awaited(hot.long()), Ok(())),
             "blob" => assert_eq!(hot.blob().wait().map(|blob| blob.len()), Ok(BLOB)),
             // 10,000 in a window.
             "alloc" => (0..50).for_each(|_| assert_eq!(bus.alloc(BLOB).map(|blob| blob.len()), Ok(BLOB))),
             other => panic!("no kind {other}"),
         }
+    }
+}
+
+/// Awaits on the one thread that does, by a waker made once.
+fn awaited<F: Future>(future: F) -> F::Output {
+    static WAKER: LazyLock<Waker> = LazyLock::new(|| Waker::from(Arc::new(Unpark(thread::current()))));
+    let mut future = pin!(future);
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&WAKER)) {
+            return output;
+        }
+        thread::park_timeout(PATIENCE);
     }
 }
 
@@ -126,10 +151,10 @@ fn both(place: &Place) -> (Child, Child) {
 }
 
 #[test]
-fn a_hot_call_allocates_nothing() {
+fn a_call_allocates_nothing() {
     let place = place();
     let (_owner, mut caller) = both(&place);
-    for kind in ["plain", "async"] {
+    for kind in ["plain", "async", "waits"] {
         let mut attempt = || {
             caller.tell(kind);
             caller.hear().parse::<u64>().expect("a number")

@@ -38,32 +38,31 @@ pub(crate) struct Flight {
     state: State,
     /// CLOCK_MONOTONIC; 0 until the first attempt to send.
     deadline_ns: u64,
+    /// Where a task waits before it has a slot.
+    aside: Option<Box<Aside>>,
+    /// The instance that it goes to, which keeps the port; `None` where it goes to its own link's lane.
+    member: Option<Arc<Link>>,
+    /// A task is registered for the answer.
+    is_armed: bool,
+}
+
+/// What only a task that waits for a slot or a lane has. Boxed, so that other calls are no larger for it and nothing of it is looked at.
+#[derive(Default)]
+struct Aside {
     /// Wakes the task at the deadline.
     alarm: Option<Alarm>,
     /// Registered with who tells when to look for a slot again.
     queued: Option<Queue>,
-    way: Way,
-    /// A task is registered for the answer.
-    is_armed: bool,
+    /// A lane is being made.
+    attempt: Option<Arc<Attempt>>,
 }
 
 /// Where a call waits for a slot.
 enum Queue {
     /// At its link's port.
     Link(Queued),
-    /// At the instances of the name. Boxed, so that other calls are no larger for it.
-    Group(Box<Waiting>),
-}
-
-/// How a call goes that does not simply take its link's lane.
-enum Way {
-    Direct,
-    /// Not yet: a lane is being made.
-    Attempt(Arc<Attempt>),
-    /// Over the link of an instance, which keeps the port.
-    Member {
-        _link: Arc<Link>,
-    },
+    /// At the instances of the name.
+    Group(Waiting),
 }
 
 enum State {
@@ -85,14 +84,7 @@ unsafe impl Sync for Flight {}
 impl Flight {
     #[inline(always)]
     pub fn unsent() -> Flight {
-        Flight {
-            state: State::Unsent,
-            deadline_ns: 0,
-            alarm: None,
-            queued: None,
-            way: Way::Direct,
-            is_armed: false,
-        }
+        Flight { state: State::Unsent, deadline_ns: 0, aside: None, member: None, is_armed: false }
     }
 
     /// Makes it as good as new. After [`give_up`](Self::give_up), where it is out.
@@ -101,21 +93,21 @@ impl Flight {
         self.state = State::Unsent;
         self.deadline_ns = 0;
         self.is_armed = false;
-        if !matches!(self.way, Way::Direct) {
-            self.forget_way();
+        if self.member.is_some() {
+            self.leave_member();
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn forget_way(&mut self) {
-        self.way = Way::Direct;
+    fn leave_member(&mut self) {
+        self.member = None;
     }
 
     /// Whether the call is sent, or waits for that, and is not ended: dropping it means something.
     #[inline(always)]
     pub fn is_out(&self) -> bool {
-        matches!(self.state, State::Out { .. }) || self.alarm.is_some() || self.queued.is_some()
+        matches!(self.state, State::Out { .. }) || self.aside.is_some()
     }
 
     /// Sends and waits on this thread.
@@ -140,7 +132,7 @@ impl Flight {
             // SAFETY: we hold the slot until `answered` or `ended`, below.
             let lane = unsafe { port.lane() };
             let verdict = match lane.wait(slot, sent, self.deadline_ns) {
-                Ok(()) if matches!(self.way, Way::Direct) => {
+                Ok(()) if self.member.is_none() => {
                     return self.answered(link, port, slot, lane, sent, answer);
                 }
                 Ok(()) => match self.answered_by_member(link, port, slot, lane, sent, answer) {
@@ -328,7 +320,7 @@ impl Flight {
         answer: &mut Answer,
     ) -> Result<(), Verdict> {
         self.answered(link, port, slot, lane, sent, answer).map_err(Verdict::Fail)?;
-        let is_withdrawn = matches!(self.way, Way::Member { .. }) && answer.take_withdrawal();
+        let is_withdrawn = self.member.is_some() && answer.take_withdrawal();
         if is_withdrawn { Err(Verdict::Resend) } else { Ok(()) }
     }
 
@@ -362,13 +354,12 @@ impl Flight {
     /// A call that an instance did not begin goes to another one.
     #[cold]
     fn elsewhere(&self, verdict: Verdict) -> Verdict {
-        let is_member = matches!(self.way, Way::Member { .. });
         match verdict {
             Verdict::Fail(
                 CallError::OwnerDied { executed: Executed::No }
                 | CallError::Disconnected { executed: Executed::No }
                 | CallError::Unpublished { executed: Executed::No },
-            ) if is_member => Verdict::Resend,
+            ) if self.member.is_some() => Verdict::Resend,
             verdict => verdict,
         }
     }
@@ -405,9 +396,8 @@ impl Flight {
     fn forget(&mut self) -> BusError {
         let is_out = matches!(self.state, State::Out { .. });
         self.state = State::Ended;
-        std::mem::forget(self.alarm.take());
-        std::mem::forget(self.queued.take());
-        std::mem::forget(std::mem::replace(&mut self.way, Way::Direct));
+        std::mem::forget(self.aside.take());
+        std::mem::forget(self.member.take());
         CallError::ForkedHandle { executed: if is_out { Executed::Unknown } else { Executed::No } }
     }
 
@@ -426,12 +416,13 @@ impl Flight {
         Ok(())
     }
 
-    /// Forgets the alarm and the place in the queue.
-    fn stop_waiting(&mut self, link: &Arc<Link>) {
-        if let Some(alarm) = self.alarm.take() {
+    /// Forgets the alarm, the place in the queue and the attempt.
+    fn stop_waiting(&mut self, link: &Link) {
+        if let Some(aside) = self.aside.take()
+            && let Some(alarm) = aside.alarm
+        {
             link.bus.engine.cancel_alarm(alarm.id);
         }
-        self.queued = None;
     }
 
     /// Sends without waiting for a result; returns when it is certain to be taken if the owner lives.
@@ -522,7 +513,7 @@ impl Flight {
 
     /// Keeps the link of the instance that the call goes to.
     fn go_to(&mut self, Reserved { link, port, slot }: Reserved) -> (NonNull<Port>, usize) {
-        self.way = Way::Member { _link: link };
+        self.member = Some(link);
         (port, slot)
     }
 

@@ -14,7 +14,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use self::tasks::Waiting;
 use super::link::Link;
 use crate::bus::BusInner;
-use crate::engine::Engine;
+use crate::engine::{Engine, Token};
 use crate::owner::exports::Exports;
 use crate::parcels::Parcels;
 use crate::peer::Peer;
@@ -90,6 +90,8 @@ pub(crate) struct Lane {
     /// Wakes the tasks of a tokio runtime.
     #[cfg(feature = "tokio")]
     notify: notify::Notify,
+    /// Wakes tasks whose time is up: no later than the first of those times.
+    alarm: Mutex<Option<(u64, Token)>>,
     /// What tasks that wait write into their sleep word; one more with each wake.
     arm: AtomicU32,
     /// Looks of tasks in a row that were for nothing.
@@ -156,6 +158,7 @@ impl Lane {
             waiting: OnceLock::new(),
             #[cfg(feature = "tokio")]
             notify: notify::Notify::default(),
+            alarm: Mutex::new(None),
             arm: AtomicU32::new(FIRST_ARM),
             fruitless: AtomicU32::new(0),
             owner_cpu: AtomicU16::new(NO_CPU),
@@ -443,6 +446,16 @@ impl Lane {
     fn violated(&self) -> Ended {
         self.end(Fate::Broken);
         Ended::Fate(Fate::Broken)
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        if let Some(alarm) = self.alarm.get_mut().take()
+            && !self.engine.is_foreign()
+        {
+            self.engine.cancel_alarm(alarm);
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 
 use super::group::{Choice, Group};
 use super::lane::{Fate, Lane};
@@ -293,7 +294,7 @@ impl Link {
     }
 
     /// The ports behind which `lane` is. Without the lock, which no waker may run under.
-    fn ports_of(&self, lane: &Lane) -> Vec<Arc<Port>> {
+    fn ports_of(&self, lane: &Lane) -> SmallVec<[Arc<Port>; 2]> {
         self.ports.lock().iter().filter(|port| port.is_of(lane)).cloned().collect()
     }
 

@@ -229,7 +229,8 @@ pub fn time_out_begun<T>(call: impl Fn(Duration) -> Result<T, CallError>) -> Res
     }
 }
 
-struct Unpark(std::thread::Thread);
+/// Wakes a thread that is parked.
+pub struct Unpark(pub std::thread::Thread);
 
 impl Wake for Unpark {
     fn wake(self: Arc<Self>) {

@@ -4,7 +4,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use super::{Flight, Queue, State, Verdict, Way, overloaded};
+use super::{Aside, Flight, Queue, State, Verdict, overloaded};
 use crate::engine::Token;
 use crate::error::{BusError, CallError, Executed};
 use crate::proxy::Absent;
@@ -15,7 +15,7 @@ use crate::proxy::link::{Link, NoSlot};
 use crate::proxy::port::Port;
 use crate::sys::clock;
 
-/// Wakes a task at its call's deadline.
+/// Wakes a task that has no slot at its call's deadline; one that has is woken by its [lane](Lane::arm).
 pub(super) struct Alarm {
     pub(super) id: (u64, Token),
     /// Whom it wakes.
@@ -69,10 +69,9 @@ impl Flight {
                 Ok(false) if self.is_late() => Ended::TimedOut,
                 Ok(false) => {
                     self.is_armed = true;
-                    if lane.arm(slot, cx.waker(), sent) {
+                    if lane.arm(slot, cx.waker(), sent, self.alarm_ns()) {
                         continue;
                     }
-                    self.set_alarm(link, cx.waker());
                     return Poll::Pending;
                 }
                 Err(ended) => ended,
@@ -113,11 +112,11 @@ impl Flight {
                     Poll::Pending => return None,
                 }
             } else if reserved.is_ok() {
-                self.way = Way::Direct;
+                self.member = None;
             }
             match reserved {
                 Ok((port, slot)) => {
-                    self.queued = None;
+                    self.stop_waiting(link);
                     // SAFETY: ports live as long as their link, which the call holds.
                     let port = unsafe { port.as_ref() };
                     // SAFETY: we hold the slot.
@@ -131,12 +130,12 @@ impl Flight {
                 Err(_) if self.is_late() => {
                     return Some(Err(CallError::DeadlineExceeded { executed: Executed::No }));
                 }
-                Err(NoSlot::NoLane) => match std::mem::replace(&mut self.way, Way::Direct) {
-                    Way::Attempt(attempt) => {
+                Err(NoSlot::NoLane) => match self.aside().attempt.take() {
+                    Some(attempt) => {
                         attempt.set_waker(cx.waker());
                         match attempt.outcome() {
                             None => {
-                                self.way = Way::Attempt(attempt);
+                                self.aside().attempt = Some(attempt);
                                 self.set_alarm(link, cx.waker());
                                 return None;
                             }
@@ -144,23 +143,24 @@ impl Flight {
                             Some(Ok(())) => {}
                         }
                     }
-                    Way::Direct | Way::Member { .. } => {
+                    None => {
                         let patient = request.absent == Absent::Wait;
                         let attempt = link.connect_in_background(cx.waker(), self.deadline_ns, patient);
-                        self.way = Way::Attempt(attempt);
+                        self.aside().attempt = Some(attempt);
                     }
                 },
                 Err(NoSlot::Full) if request.immediate => return Some(Err(overloaded())),
                 Err(NoSlot::Full) => {
-                    if let Some(Queue::Link(queued)) = &self.queued
+                    let aside = self.aside();
+                    if let Some(Queue::Link(queued)) = &aside.queued
                         && queued.is_for(cx.waker())
                         && queued.is_waiting()
                     {
                         return None;
                     }
                     // Dropped first: a wake that it had and could not use goes to the next in the queue.
-                    self.queued = None;
-                    self.queued = link.queue_for_slot(cx.waker()).map(Queue::Link);
+                    aside.queued = None;
+                    aside.queued = link.queue_for_slot(cx.waker()).map(Queue::Link);
                     self.set_alarm(link, cx.waker());
                 }
             }
@@ -175,7 +175,7 @@ impl Flight {
         cx: &Context<'_>,
     ) -> Poll<Result<(NonNull<Port>, usize), BusError>> {
         let Some(group) = link.group() else { return Poll::Pending };
-        let since_ns = match &self.queued {
+        let since_ns = match self.aside.as_ref().and_then(|aside| aside.queued.as_ref()) {
             Some(Queue::Group(waiting)) => waiting.since_ns,
             _ => clock::now_ns(),
         };
@@ -183,8 +183,9 @@ impl Flight {
             return Poll::Ready(Ok(self.go_to(reserved)));
         }
         // Dropped first: a wake that it had and could not use goes to the next in the queue.
-        self.queued = None;
-        self.queued = Some(Queue::Group(Box::new(group.wait(&link.choice, cx.waker(), since_ns))));
+        let aside = self.aside();
+        aside.queued = None;
+        aside.queued = Some(Queue::Group(group.wait(&link.choice, cx.waker(), since_ns)));
         match group.reserve(&link.choice, since_ns) {
             Ok(reserved) => Poll::Ready(Ok(self.go_to(reserved))),
             Err(lacking) => match self.may_wait(link, request, lacking) {
@@ -200,27 +201,36 @@ impl Flight {
         }
     }
 
-    /// Whether the deadline has passed. The coarse clock may lie behind by more than a tick where the host delays the
-    /// tick; the alarm rings once, so that it has rung must do.
-    fn is_late(&self) -> bool {
-        clock::coarse_ns() >= self.deadline_ns
-            || self.alarm.as_ref().is_some_and(|alarm| clock::now_ns() >= alarm.id.0)
+    /// What a task has that waits for a slot.
+    fn aside(&mut self) -> &mut Aside {
+        self.aside.get_or_insert_default()
     }
 
-    /// Has the task polled at the deadline.
+    /// Whether the deadline has passed. The coarse clock may lie behind by more than a tick where the host delays the
+    /// tick; an alarm rings once, so that its time has come must do.
+    fn is_late(&self) -> bool {
+        let has_alarm = self.is_armed || self.aside.is_some();
+        clock::coarse_ns() >= self.deadline_ns || has_alarm && clock::now_ns() >= self.alarm_ns()
+    }
+
+    /// When the task is to be polled for its deadline: after the coarse clock's next tick, so that the poll finds it passed.
+    fn alarm_ns(&self) -> u64 {
+        self.deadline_ns.saturating_add(*clock::COARSE_TICK_NS)
+    }
+
+    /// Has a task that has no slot polled at the deadline.
     fn set_alarm(&mut self, link: &Link, waker: &Waker) {
-        let is_set = self.alarm.as_ref().is_some_and(|alarm| alarm.waker.will_wake(waker));
-        if is_set || self.deadline_ns == u64::MAX {
+        let (at_ns, alarm) = (self.alarm_ns(), &mut self.aside().alarm);
+        let is_set = alarm.as_ref().is_some_and(|alarm| alarm.waker.will_wake(waker));
+        if is_set || at_ns == u64::MAX {
             return;
         }
         // The call may have gone to another task since.
-        if let Some(alarm) = self.alarm.take() {
+        if let Some(alarm) = alarm.take() {
             link.bus.engine.cancel_alarm(alarm.id);
         }
         let rings = waker.clone();
-        // After the coarse clock's next tick, so that the poll finds the deadline passed.
-        let at_ns = self.deadline_ns.saturating_add(*clock::COARSE_TICK_NS);
         let id = link.bus.engine.alarm(at_ns, move |_| rings.wake());
-        self.alarm = Some(Alarm { id, waker: waker.clone() });
+        *alarm = Some(Alarm { id, waker: waker.clone() });
     }
 }

@@ -40,6 +40,8 @@ enum State {
     Watched {
         end: AsyncFd<End>,
         runtime: Id,
+        /// A [`Herald`]'s, made once.
+        waker: Waker,
     },
     /// There is none to be had, or the owner has closed its end.
     Gone,
@@ -60,7 +62,7 @@ struct Herald(Weak<Lane>);
 impl Wake for Herald {
     fn wake(self: Arc<Self>) {
         if let Some(lane) = self.0.upgrade() {
-            lane.notify.read(&lane.this);
+            lane.notify.read();
             lane.wake_tasks();
         }
     }
@@ -103,10 +105,10 @@ impl Notify {
     }
 
     /// Empties the socket and listens again.
-    fn read(&self, lane: &Weak<Lane>) {
+    fn read(&self) {
         let mut state = self.0.lock();
-        let State::Watched { end, .. } = &*state else { return };
-        let next = match listen(end, lane) {
+        let State::Watched { end, waker, .. } = &*state else { return };
+        let next = match listen(end, waker) {
             Heard::Later => return,
             Heard::NoRuntime => State::Idle(Arc::clone(&end.get_ref().0)),
             Heard::End => State::Gone,
@@ -154,13 +156,13 @@ fn watch(fd: &Arc<Fd>, runtime: Id, lane: &Weak<Lane>) -> Option<State> {
         return None;
     };
     let end = registered.ok()?;
-    (listen(&end, lane) == Heard::Later).then_some(State::Watched { end, runtime })
+    let waker = Waker::from(Arc::new(Herald(Weak::clone(lane))));
+    (listen(&end, &waker) == Heard::Later).then_some(State::Watched { end, runtime, waker })
 }
 
-/// Reads what is there, and asks the driver to wake us for more.
-fn listen(end: &AsyncFd<End>, lane: &Weak<Lane>) -> Heard {
-    let waker = Waker::from(Arc::new(Herald(Weak::clone(lane))));
-    let mut cx = Context::from_waker(&waker);
+/// Reads what is there, and asks the driver to use `waker` when there is more.
+fn listen(end: &AsyncFd<End>, waker: &Waker) -> Heard {
+    let mut cx = Context::from_waker(waker);
     loop {
         // A task that has used up its turn would be refused, and this waker woken for it at once.
         let ready = pin!(unconstrained(std::future::poll_fn(|cx| end.poll_read_ready(cx)))).poll(&mut cx);

@@ -1,6 +1,7 @@
 //! Tasks that wait for answers: each looks for about a round trip, then leaves its waker in its slot. One message of the owner's
 //! wakes all whose answers are there.
 
+use std::sync::Weak;
 use std::sync::atomic::Ordering;
 use std::task::Waker;
 
@@ -11,6 +12,7 @@ use crate::park::wake_all;
 use crate::ring::caller::Look;
 use crate::ring::layout::{BY_NOTIFY, FIRST_ARM};
 use crate::sync::{fence, spin_hint};
+use crate::sys::clock;
 
 /// How long a task looks for its answer after its first looks: with them a round trip, where the machine is slow.
 const ROUND_TRIP_NS: u64 = 1_500;
@@ -24,6 +26,8 @@ pub(super) struct Waiting {
     waker: Waker,
     /// Its runtime wakes it, not the watcher.
     by_notify: bool,
+    /// When it is woken without an answer; `u64::MAX`: never.
+    until_ns: u64,
 }
 
 impl Lane {
@@ -58,8 +62,9 @@ impl Lane {
                 })
     }
 
-    /// Registers a task for the answer in `slot`, ringing where it must. `true`: look again, it may be there.
-    pub fn arm(&self, slot: usize, waker: &Waker, sent: Sent) -> bool {
+    /// Registers a task for the answer in `slot`, or to be woken at `until_ns`, ringing where it must. `true`: look again, it may be
+    /// there.
+    pub fn arm(&self, slot: usize, waker: &Waker, sent: Sent, until_ns: u64) -> bool {
         let by_notify = self.notifies_this_thread();
         {
             let all = self.waiting.get_or_init(|| Box::new(std::array::from_fn(|_| Mutex::default())));
@@ -68,7 +73,7 @@ impl Lane {
             let mut waiting = all[slot].lock();
             match &mut *waiting {
                 Some(old) if old.waker.will_wake(waker) => old.by_notify = by_notify,
-                _ => *waiting = Some(Waiting { waker: waker.clone(), by_notify }),
+                _ => *waiting = Some(Waiting { waker: waker.clone(), by_notify, until_ns }),
             }
             // Under the lock, so that who arms anew under it is never overtaken with an old number.
             self.ring.set_sleep(slot, self.arm_word(by_notify));
@@ -84,7 +89,42 @@ impl Lane {
         if !sent.rang && !self.ring.begun(slot) {
             self.ring_again();
         }
+        self.set_alarm(until_ns);
         false
+    }
+
+    /// Has the tasks that wait looked at by `at_ns`. One alarm serves all calls of a lane, and stays when those that it was set for
+    /// are answered: a call that waits neither sets nor cancels one where an earlier one's is to come.
+    fn set_alarm(&self, at_ns: u64) {
+        let mut alarm = self.alarm.lock();
+        if at_ns == u64::MAX || alarm.is_some_and(|(set_ns, _)| set_ns <= at_ns) {
+            return;
+        }
+        let lane = Weak::clone(&self.this);
+        let ring = move |_| _ = lane.upgrade().inspect(|lane| lane.wake_late());
+        let former = alarm.replace(self.engine.alarm(at_ns, ring));
+        drop(alarm);
+        former.into_iter().for_each(|former| self.engine.cancel_alarm(former));
+    }
+
+    /// Wakes the tasks whose time is up. On the watcher thread.
+    fn wake_late(&self) {
+        let now_ns = clock::now_ns();
+        // Before the looks: who registers after them finds no alarm. A later one that was set instead stays.
+        let _rung = self.alarm.lock().take_if(|(at_ns, _)| *at_ns <= now_ns);
+        let mut next_ns = u64::MAX;
+        for waiting in self.waiting.get().into_iter().flat_map(|all| all.iter()) {
+            let late = match &*waiting.lock() {
+                Some(task) if task.until_ns <= now_ns => Some(task.waker.clone()),
+                Some(task) => {
+                    next_ns = next_ns.min(task.until_ns);
+                    None
+                }
+                None => None,
+            };
+            wake_all(late);
+        }
+        self.set_alarm(next_ns);
     }
 
     /// Whether a task that is polled on this thread is woken by its runtime.
