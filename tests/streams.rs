@@ -373,6 +373,35 @@ fn an_opening_that_is_given_up_leaves_nothing() {
 }
 
 #[test]
+fn an_upload_whose_call_is_given_up_leaves_nothing() {
+    let place = place();
+    let owner = owner(&place);
+    let numbers = numbers_of(&place.bus());
+    assert_eq!(numbers.sum(stream_of(0..10), 0).wait(), Ok(45));
+    let before = (held_by(std::process::id()), held_by(owner.pid()));
+    let counts = Arc::default();
+    for round in 0..20 {
+        let call = numbers.sum_until_end(Counted::new(&counts, 0..10).staying());
+        if round % 2 == 0 {
+            let timed_out = call.timeout(Duration::from_millis(5)).wait();
+            assert!(matches!(timed_out, Err(CallError::DeadlineExceeded { .. })), "{timed_out:?}");
+        } else {
+            let polled = Box::pin(call).as_mut().poll(&mut Context::from_waker(std::task::Waker::noop()));
+            assert!(polled.is_pending());
+        }
+    }
+    wait_until("no upload is left", || counts.alive() == 0);
+    wait_until("nothing of them is left", || {
+        let now = (held_by(std::process::id()), held_by(owner.pid()));
+        now.0.fds <= before.0.fds
+            && now.1.fds <= before.1.fds
+            && now.0.mappings <= before.0.mappings
+            && now.1.mappings <= before.1.mappings
+    });
+    assert_eq!(numbers.sum(stream_of(0..10), 0).wait(), Ok(45));
+}
+
+#[test]
 fn a_method_that_stops_taking_drops_the_upload() {
     let place = place();
     let _owner = owner(&place);
