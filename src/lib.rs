@@ -85,6 +85,9 @@
 //! I/O driver (`enable_io`, as `#[tokio::main]` has it), which is quicker; and async methods of objects that are published within a
 //! runtime run there. Many calls at once cost least in a [`Batch`].
 //!
+//! A runtime of one thread wakes nothing while nobody drives it: what is awaited by another executor inside `Runtime::enter` of such a
+//! runtime sees its answer only when the runtime is driven, or at its deadline. Await it within `block_on`, or outside the runtime.
+//!
 //! A call that is dropped before its answer, by a `select!`, a time-out or by hand, is cancelled: an async method is dropped at its next
 //! await, a plain one sees [`CallContext::cancelled`].
 //!
