@@ -184,12 +184,9 @@ impl Link {
 
     /// Whether there are instances, where nobody has the name for itself.
     fn has_instances(self: &Arc<Self>) -> bool {
-        let is_of_name = !self.address.is_instance() && self.group.get().is_none();
-        if !is_of_name || !self.bus.addresses_of(self.name()).iter().any(Address::is_instance) {
-            return false;
-        }
-        self.found_group();
-        true
+        let is_found =
+            self.group.get().is_some() || self.bus.addresses_of(self.name()).iter().any(Address::is_instance);
+        is_found.then(|| self.found_group()).is_some()
     }
 
     /// How many calls of this process the present lane has; `None` if there is none.
@@ -349,6 +346,8 @@ impl Link {
         if self.is_foreign() {
             return Err(ConnectError::ForkedHandle);
         }
+        // A group asks for the plain name only; another call may find the instances while this one waits below.
+        let looks_for_instances = !self.address.is_instance() && self.group.get().is_none();
         let began_ns = clock::now_ns();
         let left = Duration::from_nanos(deadline_ns.saturating_sub(began_ns));
         // Others' handshakes may each take a second where the owner is stopped.
@@ -366,7 +365,7 @@ impl Link {
         match self.bus.connect(self, handshake_ns) {
             Ok(lane) => self.install(lane),
             // Calls go to them from here on.
-            Err(ConnectError::NotFound { .. }) if self.has_instances() => {}
+            Err(ConnectError::NotFound { .. }) if looks_for_instances && self.has_instances() => {}
             Err(error) => return Err(error),
         }
         Ok(())
