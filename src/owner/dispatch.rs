@@ -306,8 +306,9 @@ fn is_in_place(output: &Output, request: &Request) -> bool {
 /// Answers after a method whose result [stands in the slot](is_in_place).
 #[inline(always)]
 fn answer_in_place(worker: &mut Worker, lane: &OwnerLane, request: &Request, output: &Output) {
-    answer_inline(worker, lane, request, status_of(output), output.len());
+    // Before the answer: the caller's next request may be served by another worker at once.
     lane.count_good_request();
+    answer_inline(worker, lane, request, status_of(output), output.len());
     give_back(&lane.object);
 }
 

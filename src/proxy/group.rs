@@ -410,7 +410,8 @@ impl Group {
         let members = self.members();
         let present = members.iter().filter(|member| self.load(member, choice).is_some());
         let with_link = present.filter_map(|member| {
-            let link = self.link_of(member)?;
+            // Who has just died has ended its calls, and may have its lane for a moment more.
+            let link = self.link_of(member).filter(|link| link.has_lane())?;
             let owner = link.owner()?;
             Some((member.address.clone(), link, owner))
         });

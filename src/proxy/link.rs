@@ -413,7 +413,7 @@ impl Link {
         self.has_lane() || !self.is_foreign() && is_member_ready()
     }
 
-    fn has_lane(&self) -> bool {
+    pub fn has_lane(&self) -> bool {
         match self.reserve() {
             Ok((port, slot)) => {
                 self.give_back(port, slot);
