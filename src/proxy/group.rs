@@ -20,8 +20,8 @@ use smallvec::SmallVec;
 pub use choice::Balance;
 pub(crate) use choice::Choice;
 
-use super::link::{Attempt, Link, NoSlot, Reserved};
-use super::port::Queued;
+use super::link::{Attempt, Link, NoSlot};
+use super::port::{Queued, Reserved};
 use crate::bus::{BusInner, NameWait};
 use crate::error::ConnectError;
 use crate::names::{Address, Name};

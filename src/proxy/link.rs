@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 
 use super::group::{Choice, Group};
 use super::lane::{Fate, Lane};
-use super::port::{Port, Queued};
+use super::port::{Port, Queued, Reserved};
 use crate::blob::arena::Arena;
 use crate::bus::BusInner;
 use crate::error::ConnectError;
@@ -91,20 +91,6 @@ impl Attempt {
         let waker = self.waker.lock().clone();
         wake_all([waker]);
         None
-    }
-}
-
-/// A slot, with the link that keeps its port.
-pub(crate) struct Reserved {
-    pub link: Arc<Link>,
-    pub port: NonNull<Port>,
-    pub slot: usize,
-}
-
-impl Reserved {
-    pub fn give_back(self) {
-        // SAFETY: the port is one of the link's, and lives as long as that.
-        self.link.give_back(unsafe { self.port.as_ref() }, self.slot);
     }
 }
 
@@ -343,11 +329,22 @@ impl Link {
     /// Blocks for up to a second, or until `deadline_ns`.
     #[cold]
     pub fn connect(self: &Arc<Self>, deadline_ns: u64) -> Result<(), ConnectError> {
+        self.try_connect(deadline_ns, self.has_no_group())
+    }
+
+    /// A group asks for the plain name only. Asked before whatever is waited for: another may find the instances meanwhile.
+    fn has_no_group(&self) -> bool {
+        !self.address.is_instance() && self.group.get().is_none()
+    }
+
+    fn try_connect(
+        self: &Arc<Self>,
+        deadline_ns: u64,
+        looks_for_instances: bool,
+    ) -> Result<(), ConnectError> {
         if self.is_foreign() {
             return Err(ConnectError::ForkedHandle);
         }
-        // A group asks for the plain name only; another call may find the instances while this one waits below.
-        let looks_for_instances = !self.address.is_instance() && self.group.get().is_none();
         let began_ns = clock::now_ns();
         let left = Duration::from_nanos(deadline_ns.saturating_sub(began_ns));
         // Others' handshakes may each take a second where the owner is stopped.
@@ -383,11 +380,12 @@ impl Link {
         if self.is_foreign() {
             return Err(ConnectError::ForkedHandle);
         }
+        let looks_for_instances = self.has_no_group();
         let parker = Parker::new();
         // Registered before the first attempt: a name that appears right after one wakes us.
         let mut watch = self.bus.watch_name(self.name(), parker.waker());
         loop {
-            match self.connect(deadline_ns) {
+            match self.try_connect(deadline_ns, looks_for_instances) {
                 Err(ConnectError::NotFound { .. }) if clock::now_ns() < deadline_ns => {
                     parker.park(watch.next_look_ns().min(deadline_ns));
                 }
@@ -504,6 +502,7 @@ impl Link {
 
     /// Connects again and again until every task that waits has its outcome.
     fn serve_background(self: &Arc<Self>) {
+        let looks_for_instances = self.has_no_group();
         let parker = Parker::new();
         // Registered before the first attempt: a name that appears right after one wakes us.
         let mut watch = self.bus.watch_name(self.name(), parker.waker());
@@ -516,7 +515,7 @@ impl Link {
                 None => return,
             };
             let last_ns = asked.iter().map(|attempt| attempt.deadline_ns).max().unwrap_or(0);
-            let outcome = self.connect(last_ns);
+            let outcome = self.try_connect(last_ns, looks_for_instances);
             let left: Vec<_> = asked.into_iter().filter_map(|attempt| attempt.settle(&outcome)).collect();
             let next_ns = left.iter().map(|attempt| attempt.deadline_ns).min();
             let mut background = self.background.lock();

@@ -5,6 +5,7 @@
 
 use std::cell::UnsafeCell;
 use std::collections::VecDeque;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::Waker;
@@ -12,6 +13,7 @@ use std::task::Waker;
 use parking_lot::Mutex;
 
 use super::lane::Lane;
+use super::link::Link;
 use crate::park::wake_all;
 use crate::ring::caller::Look;
 use crate::ring::layout::ResponseMeta;
@@ -274,5 +276,19 @@ impl Queued {
 impl Drop for Queued {
     fn drop(&mut self) {
         self.port.unqueue(&self.waker);
+    }
+}
+
+/// A slot, with the link that keeps its port.
+pub(crate) struct Reserved {
+    pub link: Arc<Link>,
+    pub port: NonNull<Port>,
+    pub slot: usize,
+}
+
+impl Reserved {
+    pub fn give_back(self) {
+        // SAFETY: the port is one of the link's, and lives as long as that.
+        self.link.give_back(unsafe { self.port.as_ref() }, self.slot);
     }
 }
